@@ -1,0 +1,183 @@
+"""File size, pack and load time, peak memory and start-up of qzc on a real model, beside what users have today.
+
+    python benchmarks/end_to_end.py MODEL.safetensors [--rounds 7] [--no-memory] [--json out.json]
+
+Every time is the median of `--rounds` rounds in which all candidates take turns, after one round that is not counted, and
+after checking that what was written decodes. "warm" means: file in the page cache, kernels compiled. The memory figure
+packs a synthetic checkpoint of 2 GB in a fresh process. Ratios are what counts: machines differ and are shared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+import zstandard
+
+import qzc
+
+GRIDS: dict[str, qzc.Selection] = {
+    "4-bit channel absmax": qzc.Selection(strategy="channel"),
+    "4-bit default (group 128, mse)": qzc.Selection(),
+    "4-bit group 128, asymmetric absmax": qzc.Selection(strategy="group", symmetric=False, scale="absmax"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--no-memory", action="store_true", help="leave out the 2 GB checkpoint")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="qzc-bench-") as name:
+        figures: dict[str, Any] = {"machine": machine(), "model": options.model.name}
+        figures["sizes"] = sizes(options.model, Path(name))
+        figures["seconds"] = seconds(options.model, Path(name), options.rounds)
+        figures["start_up_seconds"] = start_up(Path(name), options.rounds)
+        if not options.no_memory:
+            figures["memory"] = memory(Path(name))
+    show(figures)
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def sizes(model: Path, folder: Path) -> dict[str, dict[str, float]]:
+    """Bytes of the whole file, its parts, and bits per quantized weight, for each grid; every file is verified."""
+    found: dict[str, dict[str, float]] = {}
+    for title, selection in GRIDS.items():
+        output = folder / f"{len(found)}.qzc"
+        report = qzc.pack(model, output, qzc.PackOptions(selection=selection))
+        comparisons = qzc.verify(output, model).comparisons
+        assert all(c.exact for c in comparisons)
+        layout = report.files[0].layout
+        parts: dict[str, float] = {"file": report.nbytes, "bits_per_weight": report.bits_per_weight}
+        for part in ("payload", "chunks", "scale"):
+            parts[part] = sum(p.get(part, 0) for p in layout.coded.values())
+        parts |= {"uncoded": sum(layout.uncoded.values()), "header": layout.header, "tables": layout.tables}
+        found[title] = parts
+    return found
+
+
+def seconds(model: Path, folder: Path, rounds: int) -> dict[str, dict[str, float]]:
+    """Median seconds of packing and loading, taking turns with loading the FP32 file and packed int4 from safetensors."""
+    packed_file, channel, default = folder / "packed.safetensors", folder / "0.qzc", folder / "1.qzc"
+    qzc.unpack(channel, packed_file, format="packed")
+    zstd_file = folder / "packed.zst"
+    zstd_file.write_bytes(zstandard.ZstdCompressor(level=1).compress(packed_file.read_bytes()))
+    out = folder / "out.qzc"
+    options = {t: qzc.PackOptions(selection=s, overwrite=True) for t, s in GRIDS.items()}
+    candidates: dict[str, Callable[[], Any]] = {
+        "pack, 4-bit channel absmax": lambda: qzc.pack(model, out, options["4-bit channel absmax"]),
+        "pack, 4-bit default": lambda: qzc.pack(model, out, options["4-bit default (group 128, mse)"]),
+        "load_file to packed ints, channel": lambda: qzc.load_file(channel),
+        "load_file to packed ints, channel, 1 thread": lambda: qzc.load_file(channel, threads=1),
+        "load_file to packed ints, default": lambda: qzc.load_file(default),
+        "load_file to float16, default": lambda: qzc.load_file(default, np.float16),
+        "safetensors load_file of the FP32 original": lambda: safetensors.numpy.load_file(model),
+        "safetensors load_file of packed int4": lambda: safetensors.numpy.load_file(packed_file),
+        "zstd -1 of packed int4, decompressed": lambda: zstandard.ZstdDecompressor().decompress(zstd_file.read_bytes()),
+    }
+    return take_turns(candidates, rounds)
+
+
+def start_up(folder: Path, rounds: int) -> dict[str, dict[str, float]]:
+    """Median wall seconds of whole processes."""
+
+    def command(*arguments: str) -> Callable[[], Any]:
+        return lambda: subprocess.run([sys.executable, "-m", "qzc", *arguments], check=True, stdout=subprocess.DEVNULL)
+
+    file = str(folder / "0.qzc")
+    names = (("--help",), ("ls", file), ("info", file), ("verify", "-q", file))
+    return take_turns({f"qzc {name[0]}": command(*name) for name in names}, rounds)
+
+
+def take_turns(candidates: dict[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, float]]:
+    times: dict[str, list[float]] = {title: [] for title in candidates}
+    for number in range(rounds + 1):
+        for title, call in candidates.items():
+            began = time.perf_counter()
+            result = call()
+            if number:  # the first round warms up
+                times[title].append(time.perf_counter() - began)
+            del result
+    return {t: {"median": statistics.median(x), "best": min(x), "worst": max(x)} for t, x in times.items()}
+
+
+def memory(folder: Path) -> dict[str, float]:
+    """Peak resident memory of `qzc pack` on a 2 GB checkpoint, beside 1.5 x its largest tensor + 300 MB."""
+    big, largest = folder / "big.safetensors", 10_000 * 10_000
+    write_synthetic(big, [(10_000, 10_000)] * 4 + [(3_500, 3_500)] * 8)
+    script = "import resource, sys; from qzc.cli.main import _run; code = _run(sys.argv[1:]); "
+    script += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
+    output = {}
+    for bits in ("4", "8"):
+        arguments = ["pack", str(big), "-o", str(folder / "big.qzc"), "-f", "-q", "--bits", bits]
+        result = subprocess.run([sys.executable, "-c", script, *arguments], check=True, capture_output=True, text=True)
+        unit = 1 if sys.platform == "darwin" else 1024
+        output[f"peak_bytes_{bits}_bit"] = float(result.stdout.split()[-1]) * unit
+    return {"checkpoint_bytes": big.stat().st_size, "limit_bytes": 1.5 * 4 * largest + 300e6, **output}
+
+
+def write_synthetic(path: Path, shapes: list[tuple[int, int]]) -> None:
+    """FP32 tensors of Gaussian noise, written without holding one in memory."""
+    generator = np.random.default_rng(0)
+    noise = generator.normal(0, 0.02, 1 << 22).astype(np.float32)
+    header, at = {}, 0
+    for i, shape in enumerate(shapes):
+        nbytes = 4 * shape[0] * shape[1]
+        header[f"layer{i}.weight"] = {"dtype": "F32", "shape": list(shape), "data_offsets": [at, at + nbytes]}
+        at += nbytes
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for shape in shapes:
+            left = shape[0] * shape[1]
+            while left:
+                file.write(memoryview(np.roll(noise, int(generator.integers(noise.size)))[: min(left, noise.size)]))
+                left -= min(left, noise.size)
+
+
+def machine() -> dict[str, Any]:
+    return {"cpu": cpu_name(), "cpus": os.cpu_count(), "python": platform.python_version(), "numpy": np.__version__}
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def show(figures: dict[str, Any]) -> None:
+    print(f"{figures['model']} on {figures['machine']['cpus']} CPUs, {figures['machine']['cpu']}\n")
+    print("| grid | file bytes | bits/weight | payload | scales | chunk index | header | not coded |")
+    print("|---|---|---|---|---|---|---|---|")
+    for title, p in figures["sizes"].items():
+        cells = (p[k] for k in ("payload", "scale", "chunks", "header", "uncoded"))
+        print(f"| {title} | {p['file']:,} | {p['bits_per_weight']:.3f} | {' | '.join(f'{c:,}' for c in cells)} |")
+    print("\n| seconds | median | best | worst |\n|---|---|---|---|")
+    for title, t in {**figures["seconds"], **figures["start_up_seconds"]}.items():
+        print(f"| {title} | {t['median']:.3f} | {t['best']:.3f} | {t['worst']:.3f} |")
+    if "memory" in figures:
+        m = figures["memory"]
+        peaks = ", ".join(f"{m[f'peak_bytes_{bits}_bit'] / 1e6:.0f} MB at {bits} bits" for bits in ("4", "8"))
+        print(f"\npeak memory of pack on a {m['checkpoint_bytes'] / 1e9:.2f} GB checkpoint: {peaks}", end="")
+        print(f" (1.5 x largest tensor + 300 MB = {m['limit_bytes'] / 1e6:.0f} MB)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The command line: parse, call the library, show the result. The only room that knows click and rich."""

@@ -1,0 +1,22 @@
+"""Grids in the words of every table and report."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..codec.tensor import QuantizationArgs
+
+
+def grid_text(args: QuantizationArgs | None, tied_to: str | None = None) -> str:
+    """`4-bit group 128 mse`, `8-bit channel asymmetric absmax`; `keep` for a tensor that is stored as it is.
+
+    `= other.name` for a tensor that is stored once, under that name.
+    """
+    if tied_to is not None:
+        return f"= {tied_to}"
+    if args is None:
+        return "keep"
+    size = f" {args.group_size}" if args.group_size else ""
+    symmetry = "" if args.symmetric else " asymmetric"
+    return f"{args.num_bits}-bit {args.strategy}{size}{symmetry} {args.scale_method}"

@@ -1,0 +1,84 @@
+"""What `ls` and `info` show of a file, from its header alone; `.safetensors` files are listed too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from ..codec.tensor import QuantizationArgs
+from ..formats.checkpoint import is_qzc, open_checkpoint
+from ..formats.reader import Reader
+from ..formats.safetensors import SafetensorsFile
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A tensor in a file. stored: bytes by part; args: its grid if it is quantized."""
+
+    file: str
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    args: QuantizationArgs | None
+    stored: dict[str, int]
+    tied_to: str | None
+
+    @property
+    def parameters(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(self.stored.values())
+
+    @property
+    def bits_per_weight(self) -> float | None:
+        return 8 * self.nbytes / self.parameters if self.parameters and not self.tied_to else None
+
+
+@dataclass(frozen=True)
+class ListedFile:
+    """A file: format ("qzc" or "safetensors"), size, bytes that belong to no tensor, metadata of the checkpoint."""
+
+    path: str
+    format: str
+    version: str | None
+    writer: str | None
+    nbytes: int
+    overhead: dict[str, int]
+    metadata: dict[str, str]
+    tensors: tuple[Listed, ...]
+
+
+def list_files(path: Path) -> Iterator[ListedFile]:
+    """The files of a checkpoint. Raises as `qzc.open`."""
+    for file in open_checkpoint(path).files:
+        yield _list_qzc(file) if is_qzc(file) else _list_safetensors(file)
+
+
+def _list_qzc(path: Path) -> ListedFile:
+    from ..formats.profile import VERSION
+
+    with Reader(path) as reader:
+        tensors = []
+        for name in reader.keys():
+            info = reader.info(name)
+            stored = {} if info.tied_to else info.stored
+            tensors.append(Listed(path.name, name, info.dtype, info.shape, info.args, stored, info.tied_to))
+        profile = reader.profile
+        return ListedFile(
+            str(path), "qzc", VERSION, profile.writer, reader.file_size, reader.overhead, profile.source_metadata or {},
+            tuple(tensors),
+        )  # fmt: skip
+
+
+def _list_safetensors(path: Path) -> ListedFile:
+    with SafetensorsFile(path) as file:
+        infos = [file.info(name) for name in sorted(file.keys())]
+        tensors = tuple(
+            Listed(path.name, info.name, info.dtype, info.shape, None, {"data": info.nbytes}, None) for info in infos
+        )
+        overhead = {"header": file.nbytes - sum(info.nbytes for info in infos)}
+        return ListedFile(str(path), "safetensors", None, None, file.nbytes, overhead, file.metadata, tensors)

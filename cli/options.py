@@ -1,0 +1,77 @@
+"""Options that several commands share, each a decorator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _all(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def decorate(function: Command) -> Command:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def examples(*lines: str) -> str:
+    """An epilog that click does not rewrap: one command a line."""
+    return "\n".join(("\b", "Examples:", *(f"  {line}" for line in lines)))
+
+
+grid_options = _all(
+    click.option(
+        "--bits",
+        metavar="N|RULES",
+        default="4",
+        show_default=True,
+        help="Bits of the integer grid, 1 to 8; or rules by tensor name, the first that matches counts: "
+        "'lm_head=8,*.mlp.*=3,*=4'. 'keep' stores a tensor as it is.",
+    ),
+    click.option(
+        "--strategy",
+        type=click.Choice(["tensor", "channel", "group"]),
+        help="One scale per tensor, per row, or per group of a row.  [default: group up to 4 bits, channel above]",
+    ),
+    click.option("--group-size", type=click.IntRange(min=1), metavar="N", help="Weights per group.  [default: 128]"),
+    click.option(
+        "--symmetric/--asymmetric", default=None, help="Grid around zero, or with a zero point.  [default: symmetric]"
+    ),
+    click.option(
+        "--scale",
+        type=click.Choice(["absmax", "mse"]),
+        help="Cover the largest weight, or clip for the least squared error.  [default: mse for groups, else absmax]",
+    ),
+    click.option(
+        "--scale-dtype",
+        type=click.Choice(["float16", "bfloat16", "float32"]),
+        default="float16",
+        show_default=True,
+        help="How scales are stored.",
+    ),
+)
+selection_options = _all(
+    click.option(
+        "--include", metavar="GLOB", multiple=True, help="Quantize these tensors although small, 1-D or a norm."
+    ),
+    click.option("--exclude", metavar="GLOB", multiple=True, help="Store these tensors as they are."),
+)
+coder_option = click.option(
+    "--coder",
+    type=click.Choice(["ans", "huffman", "raw"]),
+    default="ans",
+    show_default=True,
+    help="Entropy coder: ans is smallest, huffman decodes fast everywhere, raw does not code.",
+)
+threads_option = click.option(
+    "-T", "--threads", type=click.IntRange(min=0), default=0, metavar="N", help="Threads; 0 (default) means all CPUs."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout.")
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress and no summary; warnings and errors only.")
+verbose_option = click.option("-v", "--verbose", is_flag=True, help="Say what happened to each tensor.")
+force_option = click.option("-f", "--force", is_flag=True, help="Overwrite the output if it exists.")

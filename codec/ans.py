@@ -1,0 +1,79 @@
+"""Coders 2 and 3: interleaved rANS over nibbles (8-bit probabilities) and over bytes (12-bit probabilities)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .buffers import Buffer, read_only
+from .errors import CorruptionError, InvalidArgumentError
+from .histogram import byte_counts, fold_counts
+from .kernels.status import MESSAGES
+from .model import PRECISION, FrequencyTable
+
+LANES = 32
+HEADER = 4 + 4 * LANES  # bytes per stream: number of words, initial states
+STREAM_NBYTES = 1 << 15  # decoded bytes per stream: smaller ones pay more for their states than speed is worth
+MAX_STREAMS = 4  # as many as a vector kernel decodes at once
+
+
+@dataclass(frozen=True)
+class AnsCoder:
+    """See `Coder` for what the functions promise. symbols: 16 or 256."""
+
+    id: int
+    name: str
+    symbols: int
+    table_nbytes: int
+
+    def symbol_counts(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:
+        return fold_counts(counts, 4) if self.symbols == 16 else counts
+
+    def fit(self, counts: NDArray[np.int64]) -> FrequencyTable:
+        return FrequencyTable.from_counts(self.symbol_counts(counts), PRECISION[self.symbols])
+
+    def default_streams(self, nbytes: int) -> int:
+        return max(1, min(MAX_STREAMS, nbytes // STREAM_NBYTES))
+
+    def encode(self, packed: Buffer, table: object, streams: int) -> NDArray[np.uint8]:
+        from .kernels.select import ans_kernels
+
+        source, frequencies = read_only(packed), self._frequencies(table)
+        share = -(-source.size // (LANES * max(1, streams))) * LANES
+        if not 1 <= streams <= 255 or (streams - 1) * share >= source.size:
+            raise InvalidArgumentError(f"{source.size} bytes do not fill {streams} streams")
+        if self.symbol_counts(byte_counts(source))[frequencies == 0].any():
+            raise InvalidArgumentError("the buffer holds a symbol of frequency 0")
+        kernels = ans_kernels()
+        encode = kernels.encode_ans16 if self.symbols == 16 else kernels.encode_ans256
+        scratch = np.empty(encoded_bound(source.size, streams), np.uint8)
+        nbytes = encode(source, streams, frequencies, scratch)
+        return scratch[scratch.size - nbytes :].copy()
+
+    def decode(self, payload: Buffer, table: object, out: NDArray[np.uint8], streams: int) -> None:
+        from .kernels.select import ans_kernels
+
+        kernels = ans_kernels()
+        decode = kernels.decode_ans16 if self.symbols == 16 else kernels.decode_ans256
+        status = decode(read_only(payload), streams, self._frequencies(table), out)
+        if status:
+            raise CorruptionError(f"{self.name}: {MESSAGES[status]}")
+
+    def table_from_bytes(self, row: bytes) -> FrequencyTable:
+        return FrequencyTable.from_bytes(row, self.symbols)
+
+    def _frequencies(self, table: object) -> NDArray[np.uint16]:
+        if not isinstance(table, FrequencyTable) or table.frequencies.size != self.symbols:
+            raise InvalidArgumentError(f"coder {self.name} needs a frequency table of {self.symbols} symbols")
+        return table.frequencies
+
+
+def encoded_bound(nbytes: int, streams: int) -> int:
+    """Size of the scratch that an encoding kernel fills from its end: one word per byte, and room to write ahead."""
+    return HEADER * streams + 2 * nbytes + 64 * streams
+
+
+ANS16 = AnsCoder(id=2, name="ans16", symbols=16, table_nbytes=16)
+ANS256 = AnsCoder(id=3, name="ans256", symbols=256, table_nbytes=384)

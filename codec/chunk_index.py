@@ -1,0 +1,149 @@
+"""The chunk index of a tensor, checked against everything that is known before a byte is decoded (SPEC section 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .chunks import CHUNK_DTYPE
+from .coder import CODERS
+from .errors import CorruptionError, UnsupportedError
+
+CHUNK_START = 16  # chunks start at multiples of this in the file,
+PAYLOAD_START = 64  # and the first of a tensor at one of this
+MAX_CHUNK_CODES = 1 << 24  # so that a small file cannot ask for much memory at once
+
+
+@dataclass(frozen=True)
+class ChunkIndex:
+    """Rows of CHUNK_DTYPE in file order; `starts[i]` is the position of chunk i's first code within its plane."""
+
+    rows: NDArray[Any]
+    starts: NDArray[np.int64]
+
+    def plane(self, plane: int) -> range:
+        """The chunks of a plane, as a range of row numbers."""
+        first, last = np.searchsorted(self.rows["plane"], [plane, plane + 1])
+        return range(int(first), int(last))
+
+    def overlapping(self, plane: int, start: int, stop: int) -> range:
+        """The chunks of a plane that hold codes of `start .. stop - 1`."""
+        chunks = self.plane(plane)
+        if start >= stop or not chunks:
+            return range(0)
+        starts = self.starts[chunks.start : chunks.stop]
+        first = int(np.searchsorted(starts, start, "right")) - 1
+        last = int(np.searchsorted(starts, stop, "left"))
+        return range(chunks.start + first, chunks.start + last)
+
+
+def read_chunk_index(
+    data: bytes | memoryview,
+    runs: Sequence[Sequence[int]],
+    storage_bits: int,
+    *,
+    payload_start: int,
+    payload_nbytes: int,
+    bank_sizes: Mapping[str, int],
+    where: str,
+) -> ChunkIndex:
+    """Read and check an index.
+
+    data: 32 bytes per chunk. runs: for plane 0 and plane 1 the number of codes in each run. payload_start,
+    payload_nbytes: where the payload lies in the file. bank_sizes: coder name -> number of tables in its bank. where: the
+    beginning of every message. Raises CorruptionError, and UnsupportedError for an unknown coder.
+    """
+    rows = np.frombuffer(data, CHUNK_DTYPE)
+    if np.any(rows["reserved"] != 0):
+        raise CorruptionError(f"{where}: chunk {_first(rows['reserved'] != 0)} has a reserved byte that is not 0")
+    unknown = ~np.isin(rows["coder"], list(CODERS))
+    if np.any(unknown):
+        i = _first(unknown)
+        raise UnsupportedError(f"{where}: chunk {i} uses coder {rows['coder'][i]}; this qzc knows {_known_coders()}")
+    starts = _check_counts(rows, runs, storage_bits, where)
+    _check_offsets(rows, payload_start, payload_nbytes, where)
+    _check_coders(rows, storage_bits, bank_sizes, where)
+    return ChunkIndex(rows, starts)
+
+
+def _first(mask: NDArray[np.bool_]) -> int:
+    return int(np.argmax(mask))
+
+
+def _known_coders() -> str:
+    return ", ".join(f"{id} ({coder.name})" for id, coder in CODERS.items())
+
+
+def _check_counts(
+    rows: NDArray[Any], runs: Sequence[Sequence[int]], storage_bits: int, where: str
+) -> NDArray[np.int64]:
+    codes, planes = rows["codes"].astype(np.int64), rows["plane"]
+    if np.any(planes > 1) or np.any(np.diff(planes.astype(np.int8)) < 0):
+        raise CorruptionError(f"{where}: chunks are not listed by plane")
+    bad = (codes < 1) | (codes > MAX_CHUNK_CODES)
+    if np.any(bad):
+        raise CorruptionError(
+            f"{where}: chunk {_first(bad)} holds {codes[_first(bad)]} codes, 1 to {MAX_CHUNK_CODES} may be"
+        )
+    starts = np.zeros(len(rows), np.int64)
+    per_byte = 8 // storage_bits
+    for plane, sizes in enumerate(runs):
+        first, last = np.searchsorted(planes, [plane, plane + 1])
+        stops, ends = np.cumsum(codes[first:last]), np.cumsum(np.asarray(sizes, np.int64))
+        have, want = (int(x[-1]) if len(x) else 0 for x in (stops, ends))
+        if have != want:
+            raise CorruptionError(f"{where}: chunks of plane {plane} hold {have} codes, the shape asks for {want}")
+        ends_run = np.isin(stops, ends)
+        if int(ends_run.sum()) != len(ends):
+            raise CorruptionError(f"{where}: a chunk of plane {plane} runs across classes")
+        ragged = ~ends_run & (codes[first:last] % per_byte != 0)
+        if np.any(ragged):
+            raise CorruptionError(f"{where}: chunk {int(first) + _first(ragged)} ends inside a byte")
+        starts[first:last] = stops - codes[first:last]
+    return starts
+
+
+def _check_offsets(rows: NDArray[Any], payload_start: int, payload_nbytes: int, where: str) -> None:
+    offsets, nbytes = rows["offset"], rows["nbytes"].astype(np.uint64)
+    if np.any(offsets > payload_nbytes) or np.any(nbytes > payload_nbytes):
+        raise CorruptionError(
+            f"{where}: chunk {_first((offsets > payload_nbytes) | (nbytes > payload_nbytes))} lies outside the payload"
+        )
+    ends = (offsets + nbytes).astype(np.int64)  # both below 2**63: no overflow
+    # A chunk starts at the first aligned place behind the one before it, so neither holes nor overlaps are possible.
+    before = np.concatenate([[payload_start], payload_start + ends])
+    steps = np.full(len(rows), CHUNK_START, np.int64)
+    steps[:1] = PAYLOAD_START
+    expected = -(-before[:-1] // steps) * steps - payload_start
+    wrong = offsets.astype(np.int64) != expected
+    if np.any(wrong):
+        i = _first(wrong)
+        raise CorruptionError(f"{where}: chunk {i} starts at payload offset {offsets[i]}, not at {expected[i]}")
+    end = payload_start + (int(ends[-1]) if len(rows) else 0)
+    end = -(-end // CHUNK_START) * CHUNK_START if len(rows) else end
+    if end - payload_start != payload_nbytes:
+        raise CorruptionError(f"{where}: chunks end at payload byte {end - payload_start} of {payload_nbytes}")
+
+
+def _check_coders(rows: NDArray[Any], storage_bits: int, bank_sizes: Mapping[str, int], where: str) -> None:
+    buffers = -(-rows["codes"].astype(np.int64) * storage_bits // 8)
+    grown = rows["nbytes"] > buffers
+    if np.any(grown):
+        raise CorruptionError(
+            f"{where}: chunk {_first(grown)} is larger than its {buffers[_first(grown)]} bytes of codes"
+        )
+    for id, coder in CODERS.items():
+        mine = rows["coder"] == id
+        tables = bank_sizes.get(coder.name, 0) if coder.table_nbytes else 1
+        outside = mine & (rows["table"] >= tables)
+        if np.any(outside):
+            i = _first(outside)
+            raise CorruptionError(f"{where}: chunk {i} names table {rows['table'][i]} of {tables} ({coder.name})")
+        streams = mine & ((rows["streams"] == 0) if coder.default_streams(1) else (rows["streams"] != 0))
+        if np.any(streams):
+            i = _first(streams)
+            raise CorruptionError(f"{where}: chunk {i} ({coder.name}) has {rows['streams'][i]} streams")

@@ -1,0 +1,219 @@
+"""Cutting a run of codes into chunks, coding each in the cheapest way, and decoding single chunks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from .ans import ANS16, ANS256
+from .buffers import Buffer, read_only
+from .coder import CODERS, Coder, Table, coder_for
+from .constant import CONSTANT
+from .errors import CorruptionError, InvalidArgumentError, UnsupportedError, VerificationError
+from .histogram import byte_counts
+from .raw import RAW
+from .run_map import RunMap
+from .tensor import packed_nbytes
+
+CHUNK_CODES = 1 << 18  # default target: the decoded chunk stays in a second-level cache, its states weigh nothing
+CHUNK_ALIGNMENT = 256  # codes: every chunk of a run but the last holds a multiple
+
+WORTH_BYTES = 0.002  # share of the size that coding nibbles by pairs must save: vector kernels are slower at it
+
+# A row of the chunk index (SPEC section 4).
+CHUNK_DTYPE = np.dtype(
+    [
+        ("offset", "<u8"),
+        ("nbytes", "<u4"),
+        ("codes", "<u4"),
+        ("table", "<u4"),
+        ("coder", "u1"),
+        ("plane", "u1"),
+        ("streams", "u1"),
+        ("reserved", "u1"),
+        ("checksum", "<u8"),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class EncodedChunk:
+    """A chunk before it has a place in a file: the fields of its row, its table and its bytes.
+
+    table: the row for the coder's table bank, b"" for coders without tables. checksum: XXH3-64 of the payload.
+    """
+
+    codes: int
+    coder: int
+    streams: int
+    table: bytes
+    payload: memoryview
+    checksum: int
+
+
+def plan_chunks(codes: int, storage_bits: int, chunk_codes: int = CHUNK_CODES) -> list[tuple[int, int]]:
+    """Cut a run of `codes` codes into ranges (start, stop) of nearly equal size, about `chunk_codes` each.
+
+    All but the last hold a multiple of 256 codes, so they begin and end on whole bytes; none exceeds 1.5 times the
+    target (targets below 512 count as 512). No ranges for no codes. Raises InvalidArgumentError for a target that is
+    not positive or has no place in a chunk row.
+
+    >>> plan_chunks(600_000, 4, 1 << 18)
+    [(0, 300032), (300032, 600000)]
+    """
+    if not 1 <= chunk_codes <= 1 << 30:
+        raise InvalidArgumentError(f"chunk_codes is {chunk_codes}; a chunk holds 1 to {1 << 30} codes")
+    target = max(chunk_codes, 2 * CHUNK_ALIGNMENT)
+    count = max(1, round(codes / target))
+    step = -(-codes // (count * CHUNK_ALIGNMENT)) * CHUNK_ALIGNMENT
+    return [(start, min(start + step, codes)) for start in range(0, codes, step)] if codes else []
+
+
+def encode_run(
+    packed: NDArray[np.uint8],
+    codes: int,
+    storage_bits: int,
+    choice: str,
+    chunk_codes: int = CHUNK_CODES,
+    run: RunMap = map,
+    verify: bool = True,
+) -> list[EncodedChunk]:
+    """Code a packed run (uint8 `[packed_nbytes(codes, storage_bits)]`) with `ans`, `huffman` or `raw`.
+
+    `ans` codes nibbles (ans16) where they have at most 4 bits and pairs of them are not notably cheaper, else bytes.
+    Each chunk gets its own frequency table or shares one with others of the run, whichever makes the sum of payloads
+    and tables smaller. A chunk whose bytes are all the same becomes constant, one that would not shrink stays raw.
+    `run` maps a function over the chunks, in threads if it likes; the result does not depend on it.
+
+    Raises InvalidArgumentError for bad arguments, VerificationError if a chunk does not decode to what was coded.
+    """
+    if packed.shape != (packed_nbytes(codes, storage_bits),):
+        raise InvalidArgumentError(f"{codes} codes of {storage_bits} bits do not fill a buffer of shape {packed.shape}")
+    coder = coder_for(choice, storage_bits)
+    plan = plan_chunks(codes, storage_bits, chunk_codes)
+    buffers = [read_only(packed[a * storage_bits // 8 : packed_nbytes(b, storage_bits)]) for a, b in plan]
+    tables: list[Table | None] = [None] * len(buffers)
+    if coder.table_nbytes:
+        coder, tables = _choose_tables(coder, list(run(byte_counts, buffers)), run)
+
+    def encode(index: int) -> EncodedChunk:
+        start, stop = plan[index]
+        chunk = _encode_chunk(coder, tables[index], buffers[index], stop - start)
+        if verify:
+            _verify(chunk, buffers[index])
+        return chunk
+
+    chunks = list(run(encode, range(len(buffers))))
+    return _drop_useless_tables(coder, chunks, buffers)
+
+
+def decode_chunk(
+    coder: int, streams: int, checksum: int, payload: Buffer, table: bytes, out: NDArray[np.uint8], check: bool = True
+) -> None:
+    """Decode the payload of a chunk to its packed buffer `out` (uint8 `[packed_nbytes(codes, storage_bits)]`).
+
+    coder, streams, checksum: from the row of the chunk. table: its row of the coder's table bank, b"" for coders
+    without tables. check: compare the checksum first.
+    Raises CorruptionError for a wrong checksum, table or payload, UnsupportedError for an unknown coder; `out` then
+    holds anything. Takes any bytes: never leaves the arrays, always ends.
+    """
+    if check and xxhash.xxh3_64_intdigest(payload) != checksum:
+        raise CorruptionError("the checksum of the chunk does not match its bytes")
+    decoder = CODERS.get(coder)
+    if decoder is None:
+        raise UnsupportedError(f"unknown coder {coder}; this version knows {', '.join(map(str, CODERS))}")
+    if out.size == 0:
+        raise CorruptionError("a chunk without codes")
+    if not out.flags.c_contiguous or out.dtype != np.uint8:
+        raise InvalidArgumentError(f"out must be C-contiguous uint8, got {out.dtype}")
+    if not decoder.default_streams(out.size) and streams:
+        raise CorruptionError(f"coder {decoder.name} has no streams, the chunk claims {streams}")
+    decoder.decode(payload, _parse_table(coder, table), out.reshape(-1), streams)
+
+
+@lru_cache(maxsize=4096)
+def _parse_table(coder: int, row: bytes) -> Table | None:
+    """Chunks of a run often share a table, and the lookups that hang on it are built once."""
+    return CODERS[coder].table_from_bytes(row)
+
+
+def _choose_tables(coder: Coder, counts: list[NDArray[np.int64]], run: RunMap) -> tuple[Coder, list[Table | None]]:
+    """The coder and the table for each chunk, from the counts of its bytes. None for chunks that are constant."""
+    coded = [i for i, c in enumerate(counts) if np.count_nonzero(c) > 1]
+    tables: list[Table | None] = [None] * len(counts)
+    if not coded:
+        return coder, tables
+    cost, chosen = _own_or_shared(coder, [counts[i] for i in coded], run)
+    if coder is ANS16:
+        # Where one nibble is much more likely than all others, 8 bits of probability waste some percent.
+        finer_cost, finer = _own_or_shared(ANS256, [counts[i] for i in coded], run)
+        if finer_cost < cost * (1 - WORTH_BYTES):
+            coder, chosen = ANS256, finer
+    for i, table in zip(coded, chosen, strict=True):
+        tables[i] = table
+    return coder, tables
+
+
+def _own_or_shared(coder: Coder, counts: list[NDArray[np.int64]], run: RunMap) -> tuple[float, list[Table]]:
+    """A table for each chunk, its own or one that several share, whichever is cheaper; and the bits for all."""
+    price = 8 * coder.table_nbytes
+    symbols = [coder.symbol_counts(c) for c in counts]
+    own = list(run(coder.fit, counts))
+    own_costs = [table.cost_bits(c) + price for table, c in zip(own, symbols, strict=True)]
+    shared = coder.fit(np.sum(counts, axis=0))
+    assert shared is not None  # only coders with tables come here
+    shared_costs = [shared.cost_bits(c) for c in symbols]
+    cost = sum(map(min, own_costs, shared_costs)) + price
+    if sum(own_costs) <= cost:
+        return sum(own_costs), own
+    return cost, [a if x < y else shared for a, x, y in zip(own, own_costs, shared_costs, strict=True)]
+
+
+def _encode_chunk(coder: Coder, table: Table | None, buffer: NDArray[np.uint8], codes: int) -> EncodedChunk:
+    if coder.id == RAW.id or buffer.size == 1:
+        return _chunk(codes, RAW, 0, b"", buffer)
+    if buffer[0] == buffer[-1] and not (buffer != buffer[0]).any():
+        return _chunk(codes, CONSTANT, 0, b"", CONSTANT.encode(buffer, None, 0))
+    streams = coder.default_streams(buffer.size)
+    payload = coder.encode(buffer, table, streams)
+    if payload.size >= buffer.size:
+        return _chunk(codes, RAW, 0, b"", buffer)
+    return _chunk(codes, coder, streams, table.to_bytes() if table else b"", payload)
+
+
+def _chunk(codes: int, coder: Coder, streams: int, table: bytes, payload: NDArray[np.uint8]) -> EncodedChunk:
+    return EncodedChunk(codes, coder.id, streams, table, payload.data, xxhash.xxh3_64_intdigest(payload))
+
+
+def _verify(chunk: EncodedChunk, buffer: NDArray[np.uint8]) -> None:
+    if chunk.coder == RAW.id:
+        return
+    decoded = np.empty(buffer.size, np.uint8)
+    try:
+        decode_chunk(chunk.coder, chunk.streams, chunk.checksum, chunk.payload, chunk.table, decoded)
+        same = bool((decoded == buffer).all())
+    except CorruptionError:
+        same = False
+    if not same:
+        raise VerificationError(
+            f"a chunk of {chunk.codes} codes does not decode to what was coded ({CODERS[chunk.coder].name});"
+            " this is a bug in qzc or a fault of the machine"
+        )
+
+
+def _drop_useless_tables(
+    coder: Coder, chunks: list[EncodedChunk], buffers: list[NDArray[np.uint8]]
+) -> list[EncodedChunk]:
+    """Store chunks raw where a table costs more than all chunks that use it save."""
+    saved: dict[bytes, int] = {}
+    for chunk, buffer in zip(chunks, buffers, strict=True):
+        if chunk.table:
+            saved[chunk.table] = saved.get(chunk.table, 0) + buffer.size - len(chunk.payload)
+    return [
+        _chunk(chunk.codes, RAW, 0, b"", buffer) if chunk.table and saved[chunk.table] <= coder.table_nbytes else chunk
+        for chunk, buffer in zip(chunks, buffers, strict=True)
+    ]

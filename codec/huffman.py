@@ -1,0 +1,61 @@
+"""Coder 4: canonical Huffman over bytes in ten bit streams. Plain integer code: the fast one without vector units."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .buffers import Buffer, read_only
+from .errors import CorruptionError, InvalidArgumentError
+from .histogram import byte_counts
+from .huffman_code import CodeLengths
+from .kernels.status import MESSAGES
+
+
+@dataclass(frozen=True)
+class HuffmanCoder:
+    """See `Coder` for what the functions promise."""
+
+    id: int = 4
+    name: str = "huffman"
+    table_nbytes: int = 128
+
+    def symbol_counts(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:
+        return counts
+
+    def fit(self, counts: NDArray[np.int64]) -> CodeLengths:
+        return CodeLengths.from_counts(counts)
+
+    def default_streams(self, nbytes: int) -> int:
+        return 0  # the format has ten, always
+
+    def encode(self, packed: Buffer, table: object, streams: int) -> NDArray[np.uint8]:
+        from .kernels import huffman as kernels
+
+        source, code = read_only(packed), _code(table)
+        if byte_counts(source)[code.lengths == 0].any():
+            raise InvalidArgumentError("the buffer holds a byte without a code")
+        scratch = np.empty(kernels.encoded_bound(source.size), np.uint8)
+        nbytes = kernels.encode(source, code.codes, scratch)
+        return scratch[:nbytes].copy()
+
+    def decode(self, payload: Buffer, table: object, out: NDArray[np.uint8], streams: int) -> None:
+        from .kernels import huffman as kernels
+
+        status = kernels.decode(read_only(payload), _code(table).windows, out)
+        if status:
+            raise CorruptionError(f"{self.name}: {MESSAGES[status]}")
+
+    def table_from_bytes(self, row: bytes) -> CodeLengths:
+        return CodeLengths.from_bytes(row)
+
+
+def _code(table: object) -> CodeLengths:
+    if not isinstance(table, CodeLengths):
+        raise InvalidArgumentError("coder huffman needs a table of code lengths")
+    return table
+
+
+HUFFMAN = HuffmanCoder()

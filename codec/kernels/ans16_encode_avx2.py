@@ -1,0 +1,188 @@
+"""Coder 2 encoded in AVX2 registers, four streams at a time. Signature, duties and bytes: see `ans_portable`.
+
+States are kept as in the decoder, in halves h and l. A pair of nibbles has the joint frequency F = f0 * f1, and once
+x < F * 2^16 is seen to, the quotient Q = x // F is the new h. It comes from a float32 division, which is off by at
+most one. What is left, u = x - Q * F, fits 16 bits, and so do the two divisions by single frequencies that make
+the new l of it: u // f1 is (u + d) * k * m >> 23, a product of 16 x 16 bits, of which AVX2 gives the high half.
+d, k and m are exact for all u < 256 * f1: checked for every frequency in the tests.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .ans_portable import LANES, I, U
+from .ans_streams_avx2 import STATE, Addresses, encode, put_words
+from .jit import inlined, kernel
+from .simd import (
+    Register,
+    add_f,
+    add_h,
+    add_u64,
+    and_,
+    and_not,
+    blend_b,
+    divide_f,
+    equal_h,
+    float_d,
+    load,
+    load_twice,
+    mask_bits_h,
+    min_h,
+    mul_h,
+    mul_high_h,
+    pack_d,
+    round_f,
+    scratch,
+    shift_right_h,
+    shift_signed_h,
+    shuffle_b,
+    splat_b,
+    splat_d,
+    splat_f,
+    splat_h,
+    store,
+    store_u8,
+    store_u16,
+    sub_f,
+    sub_h,
+    unpack_high_b,
+    unpack_high_h,
+    unpack_low_b,
+    unpack_low_h,
+    xor,
+)
+
+_zero, _sign, _256, _nibbles = splat_h(0), splat_h(128), splat_h(256), splat_b(15)
+_shift4, _shift7, _signs = shift_right_h(4), shift_right_h(7), shift_signed_h(15)
+# As the high halves of floats these make 2^23 + l and 2^39 + 2^16 h of low halves l and h.
+_low_float, _high_float, _float_bias = splat_h(0x4B00), splat_h(0x5300), splat_f(2.0**39 + 2.0**23)
+_low_half_d = splat_d(0xFFFF)
+_tables = scratch(6 * 16 + 32)
+
+
+@kernel
+def encode_ans16(
+    packed: NDArray[np.uint8], streams: int, frequencies: NDArray[np.uint16], dst: NDArray[np.uint8]
+) -> int:
+    tables = _tables()
+    _fill(frequencies, tables)
+    return encode(packed, streams, frequencies, dst, tables, _steps, _byte)
+
+
+@inlined
+def _fill(frequencies: NDArray[np.uint16], t: U) -> None:
+    """Tables by symbol: 0 frequency, 1 start, 2 k, 3 and 4 low and high byte of m. Then d in 32 bytes."""
+    for i in range(80):
+        store_u8(t + U(i), U(0))
+    delta = 0
+    for symbol in range(16):
+        f = I(frequencies[symbol])
+        if f > 0 and (((1 << 23) - 1) // f + 1) * f * f - (f << 23) > 1 << 15:  # only some above 181, so one at most
+            delta = 1
+    start = 0
+    for symbol in range(16):
+        f = I(frequencies[symbol])
+        if f > 0:
+            k = 1
+            while f * k * 2 + delta <= 256:
+                k *= 2
+            k = min(255, k)
+            m = ((1 << 23) - 1) // (f * k) + 1 - delta
+            store_u8(t + U(symbol), U(f))
+            store_u8(t + U(16 + symbol), U(start))
+            store_u8(t + U(32 + symbol), U(k))
+            store_u8(t + U(48 + symbol), U(m & 255))
+            store_u8(t + U(64 + symbol), U(m >> 8))
+            start += f
+    for i in range(16):
+        store_u16(t + U(96 + 2 * i), U(delta))
+
+
+@inlined
+def _byte(x: U, value: U, frequencies: NDArray[np.uint16]) -> tuple[U, bool, U]:
+    low, high = value & U(15), value >> U(4)
+    word = x & U(65535)
+    over = x >= U(frequencies[low]) * U(frequencies[high]) << U(16)
+    if over:
+        x >>= U(16)
+    return _nibble(_nibble(x, high, frequencies), low, frequencies), over, word
+
+
+@inlined
+def _nibble(x: U, symbol: U, frequencies: NDArray[np.uint16]) -> U:
+    start = U(128)
+    for s in range(symbol):
+        start += U(frequencies[s])
+    f = U(frequencies[symbol])
+    return x // f << U(8) | (x % f + start) & U(255)
+
+
+@inlined
+def _steps(begin: U, end: U, s: U, position: Addresses, source: Addresses, t: U) -> None:
+    tables = (
+        load_twice(t), load_twice(t + U(16)), load_twice(t + U(32)), load_twice(t + U(48)), load_twice(t + U(64)),
+        load(t + U(96)),
+    )  # fmt: skip
+    p0, p1, p2, p3 = position[0], position[1], position[2], position[3]
+    d0, d1, d2, d3 = source[0], source[1], source[2], source[3]
+    at = end
+    while at > begin:
+        at -= U(LANES)
+        p0, p1 = _step((s, s + STATE), p0, p1, (d0 + at, d1 + at), tables)
+        p2, p3 = _step((s + U(2) * STATE, s + U(3) * STATE), p2, p3, (d2 + at, d3 + at), tables)
+    position[0], position[1], position[2], position[3] = p0, p1, p2, p3
+
+
+@inlined
+def _step(s: Register, p0: U, p1: U, data: Register, t: Register) -> tuple[U, U]:
+    """One step of two streams."""
+    codes = load(data)
+    low, high = and_(codes, _nibbles()), and_(_shift4(codes), _nibbles())
+    f, g = shuffle_b(t[0], low), shuffle_b(t[0], high)
+    fa, fb, ga, gb = unpack_low_b(f, _zero()), unpack_high_b(f, _zero()), unpack_low_b(g, _zero()), unpack_high_b(g, _zero())
+    ja, jb = mul_h(fa, ga), mul_h(fb, gb)
+    la, lb, ha, hb = load(s), load(add_u64(s, U(32))), load(add_u64(s, U(64))), load(add_u64(s, U(96)))
+    na, nb = equal_h(min_h(ha, ja), ja), equal_h(min_h(hb, jb), jb)
+    m = mask_bits_h(na, nb)
+    p0 = put_words(p0, m[0], la[0], lb[0])
+    p1 = put_words(p1, m[1], la[1], lb[1])
+    ha, ua = _divide(blend_b(na, ha, la), and_not(na, ha), ja)
+    hb, ub = _divide(blend_b(nb, hb, lb), and_not(nb, hb), jb)
+    store(add_u64(s, U(64)), ha)
+    store(add_u64(s, U(96)), hb)
+    ua, ub = _encode(ua, ub, ga, gb, high, t)
+    ua, ub = _encode(ua, ub, fa, fb, low, t)
+    store(s, ua)
+    store(add_u64(s, U(32)), ub)
+    return p0, p1
+
+
+@inlined
+def _divide(l: Register, h: Register, f: Register) -> tuple[Register, Register]:
+    """Quotient and remainder of 2^16 h + l by f, if the quotient is below 2^16."""
+    x = add_f(sub_f(unpack_low_h(h, _high_float()), _float_bias()), unpack_low_h(l, _low_float()))
+    y = add_f(sub_f(unpack_high_h(h, _high_float()), _float_bias()), unpack_high_h(l, _low_float()))
+    x = divide_f(x, float_d(unpack_low_h(f, _zero())))
+    y = divide_f(y, float_d(unpack_high_h(f, _zero())))
+    # Rounded to nearest, the quotient is right or one too large, for the error of x is below 2^-7; so the remainder is
+    # in -32767..32767: f = 255 * 255 reaches -32767.5.
+    q = pack_d(and_(round_f(x), _low_half_d()), and_(round_f(y), _low_half_d()))
+    u = sub_h(l, mul_h(q, f))
+    negative = _signs(u)
+    return add_h(q, negative), add_h(u, and_(negative, f))
+
+
+@inlined
+def _encode(
+    a: Register, b: Register, fa: Register, fb: Register, symbols: Register, t: Register
+) -> tuple[Register, Register]:
+    """x // f << 8 | x % f + start, in the order of slots that the format wants."""
+    k, c = shuffle_b(t[2], symbols), shuffle_b(t[1], symbols)
+    m, n = shuffle_b(t[3], symbols), shuffle_b(t[4], symbols)
+    qa = _shift7(mul_high_h(mul_h(add_h(a, t[5]), unpack_low_b(k, _zero())), unpack_low_b(m, n)))
+    qb = _shift7(mul_high_h(mul_h(add_h(b, t[5]), unpack_high_b(k, _zero())), unpack_high_b(m, n)))
+    a = add_h(add_h(a, unpack_low_b(c, _zero())), mul_h(qa, sub_h(_256(), fa)))
+    b = add_h(add_h(b, unpack_high_b(c, _zero())), mul_h(qb, sub_h(_256(), fb)))
+    return xor(a, _sign()), xor(b, _sign())

@@ -1,0 +1,192 @@
+"""Coder 3 in AVX2 registers, with its table in memory. Signatures, duties and bytes: see `ans_portable`.
+
+The look-ups, one load for each byte, are most of the work. The 32-bit states are put together from their halves
+(see `ans_streams_avx2`) for each step: w, x have the lanes of register a, y, z those of b.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .ans_portable import LANES, I, U
+from .ans_streams_avx2 import STATE, Addresses, decode, encode, put_words, take_words
+from .jit import inlined, kernel
+from .simd import (
+    Register,
+    add_d,
+    add_f,
+    add_u64,
+    and_,
+    and_not,
+    blend_b,
+    divide_f,
+    equal_h,
+    float_d,
+    load,
+    load_u32,
+    look_up_d,
+    mask_bits_h,
+    min_h,
+    mul_d,
+    pack_d,
+    pack_h,
+    round_f,
+    scratch,
+    shift_right_d,
+    shift_right_h,
+    shift_signed_d,
+    splat_d,
+    splat_f,
+    splat_h,
+    store,
+    store_u32,
+    sub_d,
+    sub_f,
+    unpack_high_b,
+    unpack_high_h,
+    unpack_low_b,
+    unpack_low_h,
+)
+
+_zero, _low_12, _low_16, _4096 = splat_h(0), splat_d(4095), splat_d(65535), splat_d(4096)
+_down12, _down16, _down24 = shift_right_d(12), shift_right_d(16), shift_right_d(24)
+_signs, _down4 = shift_signed_d(31), shift_right_h(4)
+# As the high halves of floats these make 2^23 + l and 2^39 + 2^16 h of low halves l and h.
+_low_float, _high_float, _float_bias = splat_h(0x4B00), splat_h(0x5300), splat_f(2.0**39 + 2.0**23)
+_slots = scratch(4096 * 4)
+_symbols = scratch(256 * 4)
+
+
+@kernel
+def decode_ans256(
+    payload: NDArray[np.uint8], streams: int, frequencies: NDArray[np.uint16], out: NDArray[np.uint8]
+) -> int:
+    table = _slots()  # by slot: slot - start | frequency << 12 | symbol << 24
+    slot = 0
+    for symbol in range(256):
+        f = I(frequencies[symbol])
+        for i in range(f):
+            store_u32(table + U(4 * (slot & 4095)), U(i | f << 12 | symbol << 24))
+            slot += 1
+    return decode(payload, streams, frequencies, out, table, _decode_steps, _decode_byte)
+
+
+@inlined
+def _decode_byte(x: U, frequencies: NDArray[np.uint16], table: U) -> tuple[U, U]:
+    entry = load_u32(table + ((x & U(4095)) << U(2)))
+    return (entry >> U(12) & U(4095)) * (x >> U(12)) + (entry & U(4095)), entry >> U(24)
+
+
+@inlined
+def _decode_steps(begin: U, end: U, s: U, position: Addresses, target: Addresses, table: U) -> None:
+    p0, p1, p2, p3 = position[0], position[1], position[2], position[3]
+    o0, o1, o2, o3 = target[0], target[1], target[2], target[3]
+    at = begin
+    while at < end:
+        p0, p1 = _decode_step((s, s + STATE), p0, p1, (o0 + at, o1 + at), table)
+        p2, p3 = _decode_step((s + U(2) * STATE, s + U(3) * STATE), p2, p3, (o2 + at, o3 + at), table)
+        at += U(LANES)
+    position[0], position[1], position[2], position[3] = p0, p1, p2, p3
+
+
+@inlined
+def _decode_step(s: Register, p0: U, p1: U, out: Register, table: U) -> tuple[U, U]:
+    """One step of two streams."""
+    la, lb, ha, hb = load(s), load(add_u64(s, U(32))), load(add_u64(s, U(64))), load(add_u64(s, U(96)))
+    w, i = _decode(unpack_low_h(la, ha), table)
+    x, j = _decode(unpack_high_h(la, ha), table)
+    y, k = _decode(unpack_low_h(lb, hb), table)
+    z, l = _decode(unpack_high_h(lb, hb), table)
+    ha, hb = pack_d(_down16(w), _down16(x)), pack_d(_down16(y), _down16(z))
+    la, lb = pack_d(and_(w, _low_16()), and_(x, _low_16())), pack_d(and_(y, _low_16()), and_(z, _low_16()))
+    na, nb = equal_h(ha, _zero()), equal_h(hb, _zero())
+    m = mask_bits_h(na, nb)
+    store(out, pack_h(pack_d(i, j), pack_d(k, l)))
+    store(add_u64(s, U(64)), blend_b(na, la, ha))
+    store(add_u64(s, U(96)), blend_b(nb, lb, hb))
+    a0, b0, p0 = take_words(p0, m[0])
+    a1, b1, p1 = take_words(p1, m[1])
+    store(s, blend_b(na, (a0, a1), la))
+    store(add_u64(s, U(32)), blend_b(nb, (b0, b1), lb))
+    return p0, p1
+
+
+@inlined
+def _decode(x: Register, table: U) -> tuple[Register, Register]:
+    entry = look_up_d(table, and_(x, _low_12()))
+    f = and_(_down12(entry), _low_12())
+    return add_d(mul_d(f, _down12(x)), and_(entry, _low_12())), _down24(entry)
+
+
+@kernel
+def encode_ans256(
+    packed: NDArray[np.uint8], streams: int, frequencies: NDArray[np.uint16], dst: NDArray[np.uint8]
+) -> int:
+    table = _symbols()  # frequency | start << 12
+    start = 0
+    for symbol in range(256):
+        store_u32(table + U(4 * symbol), U(I(frequencies[symbol]) | start << 12))
+        start += I(frequencies[symbol])
+    return encode(packed, streams, frequencies, dst, table, _encode_steps, _encode_byte)
+
+
+@inlined
+def _encode_byte(x: U, value: U, frequencies: NDArray[np.uint16]) -> tuple[U, bool, U]:
+    f, start = U(frequencies[value]), U(0)
+    for s in range(value):
+        start += U(frequencies[s])
+    word = x & U(65535)
+    over = x >= f << U(20)
+    if over:
+        x >>= U(16)
+    return x // f << U(12) | x % f + start, over, word
+
+
+@inlined
+def _encode_steps(begin: U, end: U, s: U, position: Addresses, source: Addresses, table: U) -> None:
+    p0, p1, p2, p3 = position[0], position[1], position[2], position[3]
+    d0, d1, d2, d3 = source[0], source[1], source[2], source[3]
+    at = end
+    while at > begin:
+        at -= U(LANES)
+        p0, p1 = _encode_step((s, s + STATE), p0, p1, (d0 + at, d1 + at), table)
+        p2, p3 = _encode_step((s + U(2) * STATE, s + U(3) * STATE), p2, p3, (d2 + at, d3 + at), table)
+    position[0], position[1], position[2], position[3] = p0, p1, p2, p3
+
+
+@inlined
+def _encode_step(s: Register, p0: U, p1: U, source: Register, table: U) -> tuple[U, U]:
+    """One step of two streams."""
+    codes = load(source)
+    a, b = unpack_low_b(codes, _zero()), unpack_high_b(codes, _zero())
+    i, j = look_up_d(table, unpack_low_h(a, _zero())), look_up_d(table, unpack_high_h(a, _zero()))
+    k, l = look_up_d(table, unpack_low_h(b, _zero())), look_up_d(table, unpack_high_h(b, _zero()))
+    la, lb, ha, hb = load(s), load(add_u64(s, U(32))), load(add_u64(s, U(64))), load(add_u64(s, U(96)))
+    # x >= f << 20 is h >> 4 >= f
+    fa = pack_d(and_(i, _low_12()), and_(j, _low_12()))
+    fb = pack_d(and_(k, _low_12()), and_(l, _low_12()))
+    na, nb = equal_h(min_h(_down4(ha), fa), fa), equal_h(min_h(_down4(hb), fb), fb)
+    m = mask_bits_h(na, nb)
+    p0 = put_words(p0, m[0], la[0], lb[0])
+    p1 = put_words(p1, m[1], la[1], lb[1])
+    la, lb, ha, hb = blend_b(na, ha, la), blend_b(nb, hb, lb), and_not(na, ha), and_not(nb, hb)
+    w = _encode(unpack_low_h(la, ha), unpack_low_h(la, _low_float()), unpack_low_h(ha, _high_float()), i)
+    x = _encode(unpack_high_h(la, ha), unpack_high_h(la, _low_float()), unpack_high_h(ha, _high_float()), j)
+    y = _encode(unpack_low_h(lb, hb), unpack_low_h(lb, _low_float()), unpack_low_h(hb, _high_float()), k)
+    z = _encode(unpack_high_h(lb, hb), unpack_high_h(lb, _low_float()), unpack_high_h(hb, _high_float()), l)
+    store(s, pack_d(and_(w, _low_16()), and_(x, _low_16())))
+    store(add_u64(s, U(32)), pack_d(and_(y, _low_16()), and_(z, _low_16())))
+    store(add_u64(s, U(64)), pack_d(_down16(w), _down16(x)))
+    store(add_u64(s, U(96)), pack_d(_down16(y), _down16(z)))
+    return p0, p1
+
+
+@inlined
+def _encode(x: Register, low: Register, high: Register, entry: Register) -> Register:
+    """(x // f << 12) + x % f + start, for x = 2^16 h + l and the floats that h and l make."""
+    f = and_(entry, _low_12())
+    # Rounded to nearest, the quotient is right or one too large, for it is below 2^20 and its error below 2^-2.
+    q = round_f(divide_f(add_f(sub_f(high, _float_bias()), low), float_d(f)))
+    q = add_d(q, _signs(sub_d(x, mul_d(q, f))))
+    return add_d(add_d(x, mul_d(q, sub_d(_4096(), f))), _down12(entry))

@@ -1,0 +1,94 @@
+"""Packing, unpacking and counting: w-bit codes in bytes, low bits first."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .jit import inlined, kernel
+
+# The loops below are written so that LLVM turns each into vector code: one width each, plain strides.
+
+
+@kernel
+def pack(codes: NDArray[np.uint8], storage_bits: int, packed: NDArray[np.uint8]) -> int:
+    """Fill `packed`; returns the bitwise or of all codes, which tells whether one was too large."""
+    seen = np.uint8(0)
+    for i in range(codes.size):
+        seen |= codes[i]
+    per_byte = 8 // storage_bits
+    whole = codes.size // per_byte
+    if storage_bits == 8:
+        for j in range(whole):  # not packed[:] = codes, which takes two seconds to compile
+            packed[j] = codes[j]
+    elif storage_bits == 4:
+        for j in range(whole):
+            packed[j] = codes[2 * j] | codes[2 * j + 1] << 4
+    elif storage_bits == 2:
+        for j in range(whole):
+            packed[j] = codes[4 * j] | codes[4 * j + 1] << 2 | codes[4 * j + 2] << 4 | codes[4 * j + 3] << 6
+    else:
+        for j in range(whole):
+            byte = np.uint8(0)
+            for i in range(8):
+                byte |= codes[8 * j + i] << i
+            packed[j] = byte
+    if whole < packed.size:
+        byte = np.uint8(0)
+        for i in range(codes.size - whole * per_byte):
+            byte |= codes[whole * per_byte + i] << (i * storage_bits)
+        packed[whole] = byte
+    return int(seen)
+
+
+@kernel
+def unpack(packed: NDArray[np.uint8], storage_bits: int, start: int, out: NDArray[np.uint8]) -> None:
+    """Codes `start .. start + out.size - 1`, one per byte. The caller has checked that `packed` holds them."""
+    unpack_into(packed, storage_bits, start, out, out.size)
+
+
+@inlined
+def unpack_into(packed: NDArray[np.uint8], storage_bits: int, start: int, out: NDArray[np.uint8], count: int) -> None:
+    per_byte = 8 // storage_bits
+    mask = (1 << storage_bits) - 1
+    head = min(count, -start % per_byte)  # codes before the first whole byte
+    for i in range(head):
+        out[i] = packed[(start + i) // per_byte] >> ((start + i) % per_byte * storage_bits) & mask
+    first = (start + head) // per_byte
+    whole = (count - head) // per_byte
+    source, target = packed[first : first + whole], out[head : head + whole * per_byte]
+    if storage_bits == 8:
+        for j in range(whole):
+            target[j] = source[j]
+    elif storage_bits == 4:
+        for j in range(whole):
+            target[2 * j] = source[j] & 15
+            target[2 * j + 1] = source[j] >> 4
+    elif storage_bits == 2:
+        for j in range(whole):
+            target[4 * j] = source[j] & 3
+            target[4 * j + 1] = source[j] >> 2 & 3
+            target[4 * j + 2] = source[j] >> 4 & 3
+            target[4 * j + 3] = source[j] >> 6
+    else:
+        for j in range(whole):
+            for i in range(8):
+                target[8 * j + i] = source[j] >> i & 1
+    for i in range(head + whole * per_byte, count):
+        out[i] = packed[(start + i) // per_byte] >> ((start + i) % per_byte * storage_bits) & mask
+
+
+@kernel
+def count_bytes(buffer: NDArray[np.uint8], counts: NDArray[np.int64]) -> None:
+    """Add the number of each byte to `counts` (256)."""
+    # Four tables: on skewed data one counter after the other is the same, and would wait for its own last store.
+    partial = np.zeros((4, 256), np.int64)
+    whole = buffer.size // 4 * 4
+    for i in range(0, whole, 4):
+        for j in range(4):
+            partial[np.uint64(j), buffer[np.uint64(i + j)]] += 1
+    for i in range(whole, buffer.size):
+        partial[0, buffer[i]] += 1
+    for j in range(4):
+        for s in range(256):
+            counts[s] += partial[j, s]

@@ -1,0 +1,66 @@
+"""How kernels are compiled: numba, GIL released, cached on disk where that is possible."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numba
+from numba.core.caching import FunctionCache
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _ForgivingCache(FunctionCache):  # type: ignore[misc]
+    """numba's cache on disk, except that a cache that cannot be read or written costs time, not the result.
+
+    numba discards an entry when the file of its function changes. Kernels here are compiled into each other across
+    files, so an entry is discarded when any of the folder's files changes: an upgrade must not run old machine code.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        self._cache_file._source_stamp = (self._cache_file._source_stamp, _folder_stamp())
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:  # a torn or foreign cache file fails in any way that unpickling can
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            super().save_overload(sig, data)
+        except Exception:  # full disk, folder that vanished, torn index
+            self.disable()
+
+
+@cache
+def _folder_stamp() -> str:
+    digest = sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def kernel(function: F) -> F:
+    """Compile `function` when it is first called with new argument types; the GIL is released while it runs.
+
+    numba refuses `cache=True` where it finds no folder to write to (read-only install without a home), so the
+    cache is attached afterwards and left off if there is no place for it.
+    """
+    # "numpy": a division by zero is not worth a branch in every loop; no kernel divides by what it was not given.
+    compiled = numba.njit(nogil=True, error_model="numpy")(function)
+    try:
+        compiled._cache = _ForgivingCache(function)
+    except Exception:  # numba says RuntimeError today
+        pass
+    return cast(F, compiled)
+
+
+def inlined(function: F) -> F:
+    """Compile `function` into its callers: for the steps of a kernel."""
+    return cast(F, numba.njit(nogil=True, error_model="numpy", forceinline=True)(function))

@@ -1,0 +1,62 @@
+"""Which kernels run: vector ones where the CPU and the environment allow, portable ones elsewhere. Same bytes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cache
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InvalidArgumentError
+
+Encode = Callable[[NDArray[np.uint8], int, NDArray[np.uint16], NDArray[np.uint8]], int]
+Decode = Callable[[NDArray[np.uint8], int, NDArray[np.uint16], NDArray[np.uint8]], int]
+
+
+class AnsKernels(NamedTuple):
+    """Signatures and duties: see `ans_portable`."""
+
+    encode_ans16: Encode
+    encode_ans256: Encode
+    decode_ans16: Decode
+    decode_ans256: Decode
+
+
+@cache
+def ans_kernels() -> AnsKernels:
+    """The ANS kernels of this process: see `vector_kernels`."""
+    from . import ans_portable
+
+    sources: list[ModuleType] = [ans_portable]
+    if vector_kernels():
+        from . import ans_avx2
+
+        sources.insert(0, ans_avx2)
+    # A kernel without a vector twin is taken from the portable set, which comes last.
+    return AnsKernels(*(next(getattr(m, name) for m in sources if hasattr(m, name)) for name in AnsKernels._fields))
+
+
+@cache
+def vector_kernels() -> bool:
+    """Whether AVX2 kernels may run in this process: the CPU has it, and QZC_KERNELS is not `portable`.
+
+    Raises InvalidArgumentError for another value of QZC_KERNELS than `auto` and `portable`.
+    """
+    choice = os.environ.get("QZC_KERNELS") or "auto"
+    if choice not in ("auto", "portable"):
+        raise InvalidArgumentError(f"QZC_KERNELS is {choice!r}; choose auto or portable")
+    return choice == "auto" and _has_avx2()
+
+
+def _has_avx2() -> bool:
+    import llvmlite.binding
+    from numba import config
+
+    # numba can be told to compile for another CPU than the host; LLVM aborts on an instruction that CPU lacks.
+    if config.CPU_NAME or config.CPU_FEATURES:
+        return False
+    return bool(llvmlite.binding.get_host_cpu_features().get("avx2", False))

@@ -1,0 +1,120 @@
+"""Frequency tables: which symbol is how likely, in exact integers. They know nothing of how a coder uses them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import CorruptionError, InvalidArgumentError
+
+PRECISION = {16: 8, 256: 12}  # number of symbols -> bits of precision, the two kinds of table of the format
+_UNITS = 1 << 20  # costs are sums of integers of this many units per bit: the same on every machine
+
+
+@dataclass(frozen=True, eq=False)
+class FrequencyTable:
+    """Frequencies of 16 or 256 symbols: symbol s has probability `frequencies[s] / 2**precision`.
+
+    frequencies: uint16 `[16]` (precision 8) or `[256]` (precision 12), read-only. Their sum is 2**precision and each is
+    smaller than that. A symbol of frequency 0 cannot be coded.
+    Raises InvalidArgumentError for others.
+    """
+
+    frequencies: NDArray[np.uint16]
+    precision: int
+    starts: NDArray[np.uint16] = field(init=False)  # sums of the frequencies of all smaller symbols
+
+    def __post_init__(self) -> None:
+        f = np.array(self.frequencies, np.uint16)
+        if f.ndim != 1 or PRECISION.get(f.size) != self.precision:
+            raise InvalidArgumentError(f"no frequency table has shape {f.shape} and {self.precision} bits of precision")
+        total = 1 << self.precision
+        if int(f.sum(dtype=np.int64)) != total or int(f.max()) == total:
+            raise InvalidArgumentError(f"frequencies must add up to {total}, each of them smaller; got {f.tolist()}")
+        starts = (np.cumsum(f, dtype=np.int64) - f).astype(np.uint16)
+        for name, array in (("frequencies", f), ("starts", starts)):
+            array.flags.writeable = False
+            object.__setattr__(self, name, array)
+
+    @classmethod
+    def from_counts(cls, counts: NDArray[np.int64], precision: int) -> FrequencyTable:
+        """The table that codes these counts (int64 `[16]` or `[256]`) in the fewest bits.
+
+        Every counted symbol gets a frequency of at least 1, others get 0. If just one symbol is counted, another one
+        has to take the frequency 1. Raises InvalidArgumentError if nothing is counted.
+        """
+        from .kernels.normalize import normalize
+
+        used = np.flatnonzero(counts)
+        if used.size == 0 or counts.min() < 0:
+            raise InvalidArgumentError("a frequency table needs counts, and at least one that is not zero")
+        frequencies = np.zeros(counts.size, np.int64)
+        if used.size == 1:
+            frequencies[used[0]] = (1 << precision) - 1
+            frequencies[0 if used[0] else 1] = 1
+        else:
+            normalize(counts.astype(np.int64), _log_steps(precision), frequencies)
+        return cls(frequencies.astype(np.uint16), precision)
+
+    def cost_bits(self, counts: NDArray[np.int64]) -> float:
+        """Bits that an ideal coder spends on these counts with this table; inf if it cannot code a counted symbol."""
+        if counts[self.frequencies == 0].any():
+            return float("inf")
+        return int((counts * _cost_units(self.precision)[self.frequencies]).sum()) / _UNITS
+
+    def to_bytes(self) -> bytes:
+        """The row of a table bank: 16 bytes of 8 bits, or 384 bytes of 12 bits, two frequencies in three bytes."""
+        if self.precision == 8:
+            return self.frequencies.astype(np.uint8).tobytes()
+        pairs = self.frequencies.astype(np.uint32).reshape(-1, 2)
+        words = pairs[:, 0] | pairs[:, 1] << 12
+        return words.astype("<u4").view(np.uint8).reshape(-1, 4)[:, :3].tobytes()
+
+    @classmethod
+    def from_bytes(cls, data: bytes, symbols: int) -> FrequencyTable:
+        """Read a row of a table bank for 16 or 256 symbols. Raises CorruptionError for any but a valid table."""
+        precision = PRECISION[symbols]
+        row = np.frombuffer(data, np.uint8)
+        if row.size != symbols * precision // 8:
+            raise CorruptionError(
+                f"a frequency table of {symbols} symbols has {symbols * precision // 8} bytes, got {row.size}"
+            )
+        if precision == 8:
+            frequencies = row.astype(np.uint16)
+        else:
+            low, middle, high = row.reshape(-1, 3).astype(np.uint16).T
+            frequencies = np.stack([low | (middle & 15) << 8, middle >> 4 | high << 4], axis=1).reshape(-1)
+        total = int(frequencies.sum(dtype=np.int64))
+        if total != 1 << precision:
+            raise CorruptionError(f"the frequencies of a table add up to {total}, not {1 << precision}")
+        return cls(frequencies, precision)
+
+
+@cache
+def _log_steps(precision: int) -> NDArray[np.float64]:
+    """ln((f + 1) / f) for f = 0 .. 2**precision - 1 (inf for 0), from + - * / alone.
+
+    The C library's logarithm differs between platforms in the last bit, and tables must not: files are reproducible.
+    """
+    f = np.arange(1 << precision, dtype=np.float64)
+    z = 1.0 / (2.0 * f + 1.0)  # ln((f + 1) / f) = 2 artanh(z) = 2 (z + z^3 / 3 + z^5 / 5 + ..), z <= 1/3 for f >= 1
+    square, power, total = z * z, z.copy(), z.copy()
+    for n in range(3, 41, 2):
+        power = power * square
+        total = total + power / n
+    steps: NDArray[np.float64] = 2.0 * total
+    steps[0] = np.inf
+    return steps
+
+
+@cache
+def _cost_units(precision: int) -> NDArray[np.int64]:
+    """-log2(f / 2**precision) in units of 1 / _UNITS bit, for f = 0 .. 2**precision - 1 (0 for f = 0)."""
+    logs = np.concatenate([[0.0, 0.0], np.cumsum(_log_steps(precision)[1:])])  # ln(f) at f, 0 at 0
+    cost = precision - logs / (logs[2])
+    units: NDArray[np.int64] = np.rint(cost * _UNITS).astype(np.int64)[:-1]
+    units[0] = 0
+    return units

@@ -1,0 +1,213 @@
+"""Writes a `.qzc` file in one pass over the tensors; the header goes last, into space reserved for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+import xxhash
+
+from ..codec.chunk_index import CHUNK_START, MAX_CHUNK_CODES, PAYLOAD_START
+from ..codec.chunks import CHUNK_CODES, CHUNK_DTYPE, EncodedChunk
+from ..codec.coder import CODERS
+from ..codec.errors import InvalidArgumentError
+from ..codec.tensor import matrix_shape, packed_nbytes
+from .dtypes import bits_of
+from .header import Member, build_header
+from .profile import BANK_ROW_NBYTES, CHECKSUMS, CODED_DTYPES, SCALE_DTYPES, Profile, bank_member, is_reserved, part
+
+if TYPE_CHECKING:
+    from ..codec.planes import EncodedTensor
+    from ..codec.tensor import QuantizedTensor
+
+MAX_RUNS = 512
+
+
+@dataclass(frozen=True)
+class UncodedTensor:
+    """A tensor that is stored as it is. dtype in safetensors' names, nbytes of its data."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a file of `nbytes` bytes is made of; the parts add up to `nbytes`."""
+
+    nbytes: int
+    header: int
+    checksums: int
+    tables: int
+    uncoded: dict[str, int]
+    coded: dict[str, dict[str, int]]
+    """For each coded tensor the bytes of its members: payload, chunks, scale, row_class, column_class."""
+
+
+class Writer:
+    """Takes the tensors in the order of `names` and writes them to a seekable stream that is empty.
+
+    profile: the coded tensors, ties and metadata; uncoded: the others. chunk_codes: the target chunk size of the coded
+    tensors, 1 to 2^23; class_maps: names of those that have class maps. Raises InvalidArgumentError for names that the
+    format reserves, dtypes that it cannot restore, and a header above the limit of safetensors.
+    """
+
+    def __init__(
+        self,
+        stream: BinaryIO,
+        profile: Profile,
+        uncoded: dict[str, UncodedTensor],
+        *,
+        chunk_codes: int = CHUNK_CODES,
+        class_maps: Sequence[str] = (),
+    ) -> None:
+        for name in (*profile.coded, *profile.ties, *uncoded):
+            if is_reserved(name):
+                raise InvalidArgumentError(f"tensor name {name!r} is reserved by the .qzc format; rename the tensor")
+        for name, tensor in profile.coded.items():
+            if tensor.dtype not in CODED_DTYPES:
+                known = ", ".join(CODED_DTYPES)
+                raise InvalidArgumentError(f"quantized tensor {name!r} has dtype {tensor.dtype!r}, not one of {known}")
+        if not 1 <= chunk_codes <= MAX_CHUNK_CODES // 2:
+            raise InvalidArgumentError(f"chunk_codes is {chunk_codes}; it may be 1 to {MAX_CHUNK_CODES // 2}")
+        self._stream, self._profile, self._uncoded = stream, profile, uncoded
+        order = sorted(uncoded, key=lambda name: (-bits_of(uncoded[name].dtype, default=1), name))
+        self.names = (*order, *sorted(profile.coded))
+        self._next = 0
+        self._members: dict[str, Member] = {}
+        self._checksums: list[int] = []
+        self._banks: dict[str, dict[bytes, int]] = {coder: {} for coder in BANK_ROW_NBYTES}
+        self._reserved = self._header_bound(chunk_codes, class_maps)
+        self._at = self._reserved  # position in the file
+        stream.write(bytes(self._reserved))
+
+    def write_uncoded(self, name: str, pieces: Iterable[Any]) -> None:
+        """Write a tensor that is not coded; `pieces` are bytes-like and must add up to its `nbytes`."""
+        self._turn(name)
+        tensor = self._uncoded[name]
+        begin, hasher = self._at, xxhash.xxh3_64()
+        for piece in pieces:
+            self._write(piece)
+            hasher.update(piece)
+        if self._at - begin != tensor.nbytes:
+            raise InvalidArgumentError(f"tensor {name!r}: {self._at - begin} bytes given, {tensor.nbytes} announced")
+        self._end_member(name, tensor.dtype, tensor.shape, begin, hasher.intdigest())
+
+    def write_coded(self, name: str, encoded: EncodedTensor, tensor: QuantizedTensor) -> None:
+        """Write the chunks of a coded tensor with the scale and class maps of `tensor`."""
+        self._turn(name)
+        planes = (encoded.codes, encoded.zero_points)
+        count = sum(map(len, planes))
+        rows = np.zeros(count, CHUNK_DTYPE)
+        begin = self._at
+        if count:
+            self._pad(PAYLOAD_START)
+        i = 0
+        for plane, chunks in enumerate(planes):
+            for chunk in chunks:
+                rows[i] = (
+                    self._at - begin, len(chunk.payload), chunk.codes, self._table(chunk), chunk.coder, plane,
+                    chunk.streams, 0, chunk.checksum,
+                )  # fmt: skip
+                self._write(chunk.payload)
+                self._pad(CHUNK_START)
+                i += 1
+        self._end_member(part(name, "payload"), "U8", (self._at - begin,), begin, 0)
+        self._member(part(name, "chunks"), "U8", (count, CHUNK_DTYPE.itemsize), rows)
+        scale_dtype = SCALE_DTYPES[tensor.args.scale_dtype]
+        self._member(part(name, "scale"), scale_dtype, tensor.scale.shape, tensor.scale)
+        for what, classes in (("row_class", tensor.row_class), ("column_class", tensor.column_class)):
+            if classes is not None:
+                self._member(part(name, what), "U8", classes.shape, classes)
+
+    def finish(self) -> Layout:
+        """Write banks, checksums and header; returns what the file is made of. The stream is left open."""
+        if self._next != len(self.names):
+            raise InvalidArgumentError(f"tensor {self.names[self._next]!r} was announced and not written")
+        for coder, bank in self._banks.items():
+            if bank:
+                self._member(bank_member(coder), "U8", (len(bank), BANK_ROW_NBYTES[coder]), b"".join(bank))
+        begin = self._at
+        # The order of the rows: by offset; members without data first, by name.
+        members = [*self._members.values()]
+        order = sorted(range(len(members)), key=lambda i: (members[i].begin, members[i].end, members[i].name))
+        size = 8 * (len(members) + 2)
+        end = begin + size
+        members.append(Member(CHECKSUMS, "U8", (len(members) + 2, 8), begin - self._reserved, end - self._reserved))
+        header = build_header(self._profile.to_metadata(), members, reserve=self._reserved)
+        rows = np.array([*(self._checksums[i] for i in order), xxhash.xxh3_64_intdigest(header)], "<u8").tobytes()
+        self._write(rows + np.array([xxhash.xxh3_64_intdigest(rows)], "<u8").tobytes())
+        self._stream.seek(0)
+        self._stream.write(header)
+        self._stream.seek(end)
+        return self._layout(end, size)
+
+    def _layout(self, nbytes: int, checksums: int) -> Layout:
+        sizes = {name: member.end - member.begin for name, member in self._members.items()}
+        whats = ("payload", "chunks", "scale", "row_class", "column_class")
+        return Layout(
+            nbytes=nbytes,
+            header=self._reserved,
+            checksums=checksums,
+            tables=sum(sizes.get(bank_member(coder), 0) for coder in BANK_ROW_NBYTES),
+            uncoded={name: sizes[name] for name in self._uncoded},
+            coded={
+                name: {what: sizes[part(name, what)] for what in whats if part(name, what) in sizes}
+                for name in self._profile.coded
+            },
+        )
+
+    def _turn(self, name: str) -> None:
+        if self._next == len(self.names) or self.names[self._next] != name:
+            expected = self.names[self._next] if self._next < len(self.names) else "nothing more"
+            raise InvalidArgumentError(f"tensor {name!r} given, {expected!r} expected: keep the order of Writer.names")
+        self._next += 1
+
+    def _table(self, chunk: EncodedChunk) -> int:
+        if not chunk.table:
+            return 0
+        bank = self._banks[CODERS[chunk.coder].name]
+        return bank.setdefault(bytes(chunk.table), len(bank))
+
+    def _write(self, data: Any) -> None:
+        self._at += self._stream.write(data) if len(memoryview(data)) else 0
+
+    def _pad(self, alignment: int) -> None:
+        self._write(bytes(-self._at % alignment))
+
+    def _member(self, name: str, dtype: str, shape: tuple[int, ...], data: Any) -> None:
+        begin, raw = self._at, data if isinstance(data, bytes) else np.ascontiguousarray(data).tobytes()
+        self._write(raw)
+        self._end_member(name, dtype, shape, begin, xxhash.xxh3_64_intdigest(raw))
+
+    def _end_member(self, name: str, dtype: str, shape: tuple[int, ...], begin: int, checksum: int) -> None:
+        self._members[name] = Member(name, dtype, shape, begin - self._reserved, self._at - self._reserved)
+        self._checksums.append(checksum)
+
+    def _header_bound(self, chunk_codes: int, class_maps: Sequence[str]) -> int:
+        """A size that the header cannot exceed: every offset and count taken at the most that this plan allows."""
+        parts: list[tuple[str, str, tuple[int, ...], int]] = []
+        for name, tensor in self._uncoded.items():
+            parts.append((name, tensor.dtype, tensor.shape, tensor.nbytes))
+        for name, coded in self._profile.coded.items():
+            (rows, columns), scales = matrix_shape(coded.shape), coded.args.scale_shape(coded.shape)
+            integers = rows * columns + prod(scales)
+            count = 2 * (integers // chunk_codes) + MAX_RUNS  # chunks are at least half the target, but for run ends
+            bound = packed_nbytes(integers, coded.args.storage_bits) + (CHUNK_START + 1) * count + PAYLOAD_START
+            parts.append((part(name, "payload"), "U8", (bound,), bound))
+            parts.append((part(name, "chunks"), "U8", (count, 32), 32 * count))
+            parts.append((part(name, "scale"), "BF16", scales, 4 * prod(scales)))
+            if name in class_maps:
+                parts.append((part(name, "row_class"), "U8", (rows,), rows))
+                parts.append((part(name, "column_class"), "U8", (columns,), columns))
+        chunks = sum(p[2][0] for p in parts if p[0].endswith(".qzc.chunks"))
+        for coder, nbytes in BANK_ROW_NBYTES.items():
+            parts.append((bank_member(coder), "U8", (chunks, nbytes), nbytes * chunks))
+        parts.append((CHECKSUMS, "U8", (len(parts) + 2, 8), 8 * (len(parts) + 2)))
+        top = sum(p[3] for p in parts)
+        members = [Member(name, dtype, shape, top, top) for name, dtype, shape, _ in parts]
+        return len(build_header(self._profile.to_metadata(), members, reserve=0))

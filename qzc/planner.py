@@ -1,0 +1,188 @@
+"""What `pack` will do with each tensor, decided from the headers before anything is written."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from .codec.chunk_index import CHUNK_START, PAYLOAD_START
+from .codec.chunks import CHUNK_CODES, CHUNK_DTYPE
+from .codec.errors import InvalidArgumentError
+from .codec.planes import encode_tensor
+from .codec.tensor import QuantizationArgs, matrix_shape, packed_nbytes
+from .formats.profile import CodedTensor, Profile, is_reserved
+from .formats.safetensors import SafetensorsFile
+from .formats.writer import UncodedTensor, Writer
+from .quantize.rtn import float32_weights, quantize
+from .quantize.select import Selection
+from .version import VERSION
+
+TIE_NBYTES = 1 << 16
+"""Equal tensors of at least this size are stored once. Small ones (fresh biases, norms) stay under their own names."""
+HEADER_NBYTES = 400  # what a coded tensor costs in the header, about; a tensor must gain more than that
+SAMPLE_CODES = 1 << 18
+PROBE_NBYTES = 4096
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """One tensor of the input. args: its grid, or None if it is stored as it is; tied_to: the tensor it equals.
+
+    nbytes: in the input. estimated_nbytes: in the output without header and checksums, where it has been asked for.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    args: QuantizationArgs | None
+    reason: str
+    tied_to: str | None = None
+    estimated_nbytes: int | None = None
+
+    @property
+    def parameters(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def is_coded(self) -> bool:
+        """Whether it is quantized and coded under its own name."""
+        return self.args is not None and self.tied_to is None
+
+
+@dataclass(frozen=True)
+class FilePlan:
+    """One file of the input: its tensors in the order of their names, and its metadata.
+
+    estimated_overhead: bytes of header and checksums of the output, where it has been asked for.
+    """
+
+    source: Path
+    tensors: tuple[PlannedTensor, ...]
+    metadata: dict[str, str]
+    estimated_overhead: int | None = None
+
+    @property
+    def coded(self) -> list[PlannedTensor]:
+        """The tensors that are quantized and coded, second names of others left out."""
+        return [t for t in self.tensors if t.is_coded]
+
+    def profile(self) -> Profile:
+        """What the output's metadata will say."""
+        return Profile(
+            coded={t.name: CodedTensor(t.dtype, t.shape, t.args) for t in self.coded if t.args},
+            ties={t.name: t.tied_to for t in self.tensors if t.tied_to},
+            source_metadata=self.metadata or None,
+            writer=f"qzc {VERSION}",
+        )
+
+    def uncoded(self) -> dict[str, UncodedTensor]:
+        """The tensors that the output will hold as they are."""
+        kept = (t for t in self.tensors if not t.args and not t.tied_to)
+        return {t.name: UncodedTensor(t.dtype, t.shape, t.nbytes) for t in kept}
+
+
+def plan_file(file: SafetensorsFile, source: Path, selection: Selection, *, keep_nonfinite: bool = False) -> FilePlan:
+    """Decide for every tensor of a file. Raises InvalidArgumentError for names that the format reserves."""
+    tensors: list[PlannedTensor] = []
+    stored: dict[tuple[Any, ...], list[str]] = {}
+    for name in sorted(file.keys()):
+        if is_reserved(name):
+            raise InvalidArgumentError(
+                f"{source}: tensor name {name!r} is reserved by the .qzc format; rename the tensor"
+            )
+        info = file.info(name)
+        decision = selection.decide(name, info.dtype, info.shape)
+        args, reason = decision.args, decision.reason
+        if args and _coded_floor(info.shape, args) >= info.nbytes:
+            args, reason = None, "would not become smaller"
+        if args and keep_nonfinite and not _finite(file.array(name)):
+            args, reason = None, "has NaN or Inf"
+        tied_to = None
+        if info.nbytes >= TIE_NBYTES:
+            raw = file.raw(name)
+            alike = stored.setdefault((info.dtype, info.shape, args, _probe(raw)), [])
+            tied_to = next((other for other in alike if _equal(raw, file.raw(other))), None)
+            if tied_to is None:
+                alike.append(name)
+        tensors.append(PlannedTensor(name, info.dtype, info.shape, info.nbytes, args, reason, tied_to))
+        file.release(name)
+    return FilePlan(source, tuple(tensors), file.metadata)
+
+
+def with_estimates(plan: FilePlan, file: SafetensorsFile, coder: str, chunk_codes: int = CHUNK_CODES) -> FilePlan:
+    """The plan with the sizes that a pack would give, from a sample of the rows of each tensor.
+
+    Exact up to some bytes for tensors of at most SAMPLE_CODES elements, because the sample is then all of them.
+    Raises InvalidArgumentError (NonFiniteError) as `quantize` does, for what the sample has.
+    """
+    tensors = tuple(
+        replace(tensor, estimated_nbytes=_estimate(file, tensor, coder, chunk_codes)) for tensor in plan.tensors
+    )
+    stream, uncoded = io.BytesIO(), plan.uncoded()
+    Writer(stream, plan.profile(), uncoded, chunk_codes=chunk_codes)  # reserves its header
+    checksums = 8 * (3 * len(plan.coded) + len(uncoded) + 2)  # payload, chunks and scale of each coded tensor
+    return replace(plan, tensors=tensors, estimated_overhead=stream.tell() + checksums)
+
+
+def _estimate(file: SafetensorsFile, tensor: PlannedTensor, coder: str, chunk_codes: int) -> int:
+    """Bytes that a tensor will take: codes, scales, zero points, chunk index and tables."""
+    if tensor.tied_to:
+        return 0
+    if tensor.args is None:
+        return tensor.nbytes
+    array = file.array(tensor.name).reshape(matrix_shape(tensor.shape))
+    rows = _sample_rows(array, tensor.args)
+    sample = quantize(rows, tensor.args, dtype=tensor.dtype, name=f"tensor {tensor.name!r}")
+    file.release(tensor.name)
+    encoded = encode_tensor(sample, coder, chunk_codes, verify=False)
+    chunks = (*encoded.codes, *encoded.zero_points)
+    tables = {(chunk.coder, bytes(chunk.table)) for chunk in chunks}
+    coded = sum(CHUNK_DTYPE.itemsize + -(-len(c.payload) // CHUNK_START) * CHUNK_START for c in chunks)
+    share = prod(tensor.shape) / max(1, prod(sample.shape))
+    scales = prod(tensor.args.scale_shape(tensor.shape)) * sample.scale.dtype.itemsize
+    return round(coded * share) + scales + sum(len(table) for _, table in tables) + PAYLOAD_START // 2
+
+
+def _sample_rows(array: NDArray[Any], args: QuantizationArgs) -> NDArray[Any]:
+    """Whole rows, evenly spread, at least one. With one scale per tensor also those whose weights decide it."""
+    rows, columns = array.shape
+    take = min(rows, max(1, SAMPLE_CODES // max(1, columns)))
+    picked = np.linspace(0, max(0, rows - 1), take).astype(np.int64)
+    if args.strategy == "tensor" and take < rows:
+        step = max(1, SAMPLE_CODES // max(1, columns))
+        highs = np.concatenate([array[i : i + step].max(axis=1) for i in range(0, rows, step)])
+        lows = np.concatenate([array[i : i + step].min(axis=1) for i in range(0, rows, step)])
+        picked = np.union1d(picked, [int(highs.argmax()), int(lows.argmin())])
+    return np.ascontiguousarray(array[picked] if rows else array)
+
+
+def _coded_floor(shape: tuple[int, ...], args: QuantizationArgs) -> int:
+    scale_nbytes = 4 if args.scale_dtype == "float32" else 2
+    return packed_nbytes(prod(shape), args.storage_bits) + prod(args.scale_shape(shape)) * scale_nbytes + HEADER_NBYTES
+
+
+def _finite(array: NDArray[Any]) -> bool:
+    """Also in float32, in which quantization works: float64 has larger numbers."""
+    flat, step = array.reshape(-1), 1 << 22
+    return all(np.isfinite(float32_weights(flat, slice(i, i + step))).all() for i in range(0, flat.size, step))
+
+
+def _probe(raw: NDArray[np.uint8]) -> int:
+    """A hash of a few places: tensors of one shape nearly always differ there, and need not be compared in full."""
+    hasher = xxhash.xxh3_64()
+    for start in (0, raw.size // 2, max(0, raw.size - PROBE_NBYTES)):
+        hasher.update(raw[start : start + PROBE_NBYTES])
+    return hasher.intdigest()
+
+
+def _equal(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> bool:
+    step = 1 << 22
+    return all(np.array_equal(a[i : i + step], b[i : i + step]) for i in range(0, a.size, step))

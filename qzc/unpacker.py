@@ -1,0 +1,197 @@
+"""`qzc.unpack`: a `.qzc` checkpoint back to plain safetensors, as floats or as packed integers and scales."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .codec.errors import InvalidArgumentError
+from .codec.run_map import RunMap
+from .codec.tensor import matrix_shape
+from .formats.atomic import atomic_folder, atomic_writer
+from .formats.checkpoint import Checkpoint, is_qzc, open_checkpoint
+from .formats.dtypes import file_bytes, numpy_dtype, tensor_nbytes
+from .formats.profile import SCALE_DTYPES
+from .formats.reader import Reader
+from .formats.safetensors import library_order, place, write_safetensors_to
+from .packer import Progress
+from .places import check_output, copy_side_files, unpacked_index_name, unpacked_name, unpacked_output
+from .threads import thread_map
+
+DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
+
+
+@dataclass(frozen=True)
+class UnpackReport:
+    """What `unpack` wrote: whole files, in bytes."""
+
+    output: Path
+    tensors: int
+    source_nbytes: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class _Output:
+    """A tensor to be written, the tensor of the `.qzc` file that it comes from, and how to get its bytes."""
+
+    name: str
+    origin: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    data: Callable[[], NDArray[np.uint8]]
+
+
+def unpack(
+    source: str | Path,
+    output: str | Path | None = None,
+    *,
+    dtype: Literal["original", "float32", "float16", "bfloat16", "float64"] = "original",
+    format: Literal["float", "packed"] = "float",
+    threads: int = 0,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> UnpackReport:
+    """Write a `.qzc` file or folder as safetensors.
+
+    format "float": quantized tensors are dequantized to `dtype` ("original": that before quantization); all others are
+    given back bit for bit. format "packed": for a quantized tensor NAME the file has `NAME.packed` (U8: per row, or flat
+    where rows do not end on whole bytes), `NAME.scale`, `NAME.zero_point` (U8, asymmetric grids only) and `NAME.shape`
+    (I64), and its metadata has `qzc.grids` as JSON. output: by default `model.qzc` -> `model.safetensors`. It appears
+    whole or not at all. Raises as `load_file`, and InvalidArgumentError for an unknown dtype or format.
+    """
+    if dtype not in ("original", *DTYPES):
+        raise InvalidArgumentError(f"unknown dtype {dtype!r}; choose original, {', '.join(DTYPES)}")
+    if format not in ("float", "packed"):
+        raise InvalidArgumentError(f"unknown format {format!r}; choose float or packed")
+    checkpoint = open_checkpoint(source)
+    for path in checkpoint.files:
+        if not is_qzc(path):
+            with Reader(path):  # says what is wrong with it
+                pass
+    target = Path(output) if output is not None else unpacked_output(checkpoint)
+    check_output(checkpoint, target)
+    with thread_map(threads) as run:
+        job = _Unpacking(checkpoint, dtype, format, progress, run)
+        return job.write(target, overwrite)
+
+
+class _Unpacking:
+    def __init__(self, checkpoint: Checkpoint, dtype: str, format: str, progress: Progress | None, run: RunMap) -> None:
+        self._checkpoint, self._dtype, self._format, self._run = checkpoint, dtype, format, run
+        self._progress = progress or (lambda doing, done, total: None)
+        self._done, self._total, self._tensors = 0, sum(path.stat().st_size for path in checkpoint.files), 0
+
+    def write(self, target: Path, overwrite: bool) -> UnpackReport:
+        checkpoint, nbytes = self._checkpoint, 0
+        if not checkpoint.is_folder:
+            with atomic_writer(target, overwrite) as stream:
+                nbytes = self._write_file(checkpoint.files[0], stream)
+        else:
+            with atomic_folder(target, overwrite) as folder:
+                for path in checkpoint.files:
+                    with atomic_writer(folder / unpacked_name(path.name)) as stream:
+                        nbytes += self._write_file(path, stream)
+                copy_side_files(checkpoint, folder)
+                self._write_index(folder)
+        return UnpackReport(target, self._tensors, self._total, nbytes)
+
+    def _write_index(self, folder: Path) -> None:
+        index, index_file = self._checkpoint.index, self._checkpoint.index_file
+        if index is None or index_file is None:
+            return
+        weight_map: dict[str, str] = {}
+        nbytes = 0
+        for path in self._checkpoint.files:
+            with Reader(path) as reader:
+                for output in self._outputs(reader):
+                    weight_map[output.name] = unpacked_name(path.name)
+                    nbytes += output.nbytes
+        metadata = index.get("metadata")
+        total = {**(metadata if isinstance(metadata, dict) else {}), "total_size": nbytes}
+        text = json.dumps({**index, "metadata": total, "weight_map": dict(sorted(weight_map.items()))}, indent=2)
+        with atomic_writer(folder / unpacked_index_name(index_file.name)) as stream:
+            stream.write(text.encode() + b"\n")
+
+    def _write_file(self, path: Path, stream: BinaryIO) -> int:
+        with Reader(path) as reader:
+            outputs: dict[str, _Output] = {}
+            for output in self._outputs(reader):
+                if outputs.setdefault(output.name, output) is not output:
+                    raise InvalidArgumentError(
+                        f"{path}: two tensors would have the name {output.name!r}; unpack to floats"
+                    )
+            order = library_order((o.name, o.dtype) for o in outputs.values())
+            members = place((o.name, o.dtype, o.shape, o.nbytes) for o in map(outputs.__getitem__, order))
+            metadata = dict(reader.profile.source_metadata or {})
+            if self._format == "packed":
+                metadata["qzc.grids"] = reader.profile.grids_by_name()
+            self._tensors += len(order)
+            pieces = self._pieces(reader, [outputs[name] for name in order])
+            return write_safetensors_to(stream, members, pieces, metadata or None)
+
+    def _pieces(self, reader: Reader, outputs: list[_Output]) -> Iterator[NDArray[np.uint8]]:
+        total = sum(o.nbytes for o in outputs) or 1
+        begun, written = self._done, 0
+        for output in outputs:
+            yield output.data()
+            reader.release(output.origin)
+            written += output.nbytes
+            self._done = begun + reader.file_size * written // total
+            self._progress(output.name, self._done, self._total)
+
+    def _outputs(self, reader: Reader) -> Iterator[_Output]:
+        for name in reader.keys():
+            info = reader.info(name)
+            if info.args is None:
+                stored = reader.resolve(name)
+                nbytes = info.stored["data"]
+                yield _Output(name, name, info.dtype, info.shape, nbytes, partial(reader.raw, stored))
+            elif self._format == "packed":
+                yield from self._packed_outputs(reader, name)
+            else:
+                dtype = info.dtype if self._dtype == "original" else DTYPES[self._dtype]
+                nbytes = tensor_nbytes(dtype, info.shape)
+                yield _Output(name, name, dtype, info.shape, nbytes, partial(self._floats, reader, name, dtype))
+
+    def _floats(self, reader: Reader, name: str, dtype: str) -> NDArray[np.uint8]:
+        return file_bytes(reader.quantized(name, run=self._run).dequantize(numpy_dtype(dtype)))
+
+    def _packed_outputs(self, reader: Reader, name: str) -> Iterator[_Output]:
+        info = reader.info(name)
+        args = info.args
+        assert args is not None
+        rows, columns = matrix_shape(info.shape)
+        nbytes = -(-rows * columns * args.storage_bits // 8)
+        by_rows = columns * args.storage_bits % 8 == 0
+        shape = (rows, columns * args.storage_bits // 8) if by_rows else (nbytes,)
+        scale_shape = args.scale_shape(info.shape)
+        scale_dtype = SCALE_DTYPES[args.scale_dtype]
+
+        def packed() -> NDArray[np.uint8]:
+            return reader.quantized(name, run=self._run).packed
+
+        def zero_point() -> NDArray[Any]:
+            values = reader.quantized(name, run=self._run).zero_point
+            assert values is not None
+            return values.reshape(-1)
+
+        yield _Output(f"{name}.packed", name, "U8", shape, nbytes, packed)
+        scale_nbytes = tensor_nbytes(scale_dtype, scale_shape)
+        yield _Output(
+            f"{name}.scale", name, scale_dtype, scale_shape, scale_nbytes, lambda: file_bytes(reader.planes(name).scale)
+        )
+        if not args.symmetric:
+            yield _Output(f"{name}.zero_point", name, "U8", scale_shape, tensor_nbytes("U8", scale_shape), zero_point)
+        shape_array = np.array(info.shape, "<i8")
+        yield _Output(
+            f"{name}.shape", name, "I64", (len(info.shape),), 8 * len(info.shape), lambda: file_bytes(shape_array)
+        )

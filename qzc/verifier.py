@@ -1,0 +1,147 @@
+"""`qzc.verify`: is a `.qzc` file whole, and does it hold what the original holds?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .analysis.distortion import weight_distortion
+from .codec.errors import InvalidArgumentError, VerificationError
+from .codec.run_map import RunMap
+from .codec.tensor import QuantizedTensor
+from .formats.checkpoint import is_qzc, open_checkpoint
+from .formats.reader import Reader
+from .formats.safetensors import SafetensorsFile
+from .packer import Progress
+from .quantize.rtn import quantize
+from .threads import thread_map
+
+SNR_SLACK_DB = 0.1
+"""A quantized tensor passes if it is as near to the original as rounding to its grid gets, but for this much."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One tensor against the original. exact: bit for bit (not quantized), or the codes that rounding gives.
+
+    snr_db: weight SNR of a quantized tensor (inf if no weight changed); None if it is not quantized.
+    """
+
+    name: str
+    quantized: bool
+    exact: bool
+    snr_db: float | None = None
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What was checked: number of files, tensors and chunks, bytes of the files, and the comparisons if there were any."""
+
+    files: int
+    tensors: int
+    chunks: int
+    nbytes: int
+    comparisons: tuple[Comparison, ...] = ()
+
+
+def verify(
+    path: str | Path, against: str | Path | None = None, *, threads: int = 0, progress: Progress | None = None
+) -> VerifyReport:
+    """Check every byte of a `.qzc` file or folder: checksums, structure, and that every chunk decodes.
+
+    against: the checkpoint it was packed from. Then names, dtypes and shapes must agree, tensors that were not quantized
+    must be equal bit for bit, and quantized ones as near to the original as their grid allows.
+
+    Raises CorruptionError naming tensor, chunk and bytes; VerificationError naming the first tensor that differs;
+    InvalidArgumentError if `against` is a `.qzc` file itself; FileAccessError, UnsupportedError.
+    """
+    checkpoint = open_checkpoint(path)
+    originals = () if against is None else open_checkpoint(against).files
+    for original in originals:
+        if is_qzc(original):
+            raise InvalidArgumentError(
+                f"{original}: the original must be a safetensors checkpoint, this is a .qzc file"
+            )
+    tell = progress or (lambda doing, done, total: None)
+    total, done, tensors, chunks = sum(file.stat().st_size for file in checkpoint.files), 0, 0, 0
+    with thread_map(threads) as run:
+        for file in checkpoint.files:
+            with Reader(file) as reader:
+                reader.check_tables()
+                for name in reader.keys():
+                    info = reader.info(name)
+                    tensors += 1
+                    if info.tied_to:
+                        continue
+                    reader.check(name)
+                    if info.args:
+                        chunks += len(reader.planes(name).index.rows)
+                        reader.quantized(name, run=run)
+                    reader.release(name)
+                    done += info.nbytes
+                    tell(name, done, total)
+        comparisons = tuple(_compare(checkpoint.files, originals, run)) if against is not None else ()
+    return VerifyReport(len(checkpoint.files), tensors, chunks, total, comparisons)
+
+
+def _compare(files: tuple[Path, ...], originals: tuple[Path, ...], run: RunMap) -> Iterator[Comparison]:
+    places: dict[str, Path] = {}
+    for path in originals:
+        with SafetensorsFile(path) as original:
+            places.update(dict.fromkeys(original.keys(), path))
+    seen: set[str] = set()
+    for file in files:
+        with Reader(file) as reader:
+            for path in sorted({places[name] for name in reader.keys() if name in places}):
+                with SafetensorsFile(path) as original:
+                    for name in reader.keys():
+                        if places.get(name) == path:
+                            yield _compare_tensor(reader, original, name, run)
+                            seen.add(name)
+            for name in reader.keys():
+                if name not in places:
+                    raise VerificationError(f"tensor {name!r} is in {file} and not in the original")
+    missing = sorted(places.keys() - seen)
+    if missing:
+        raise VerificationError(f"tensor {missing[0]!r} of the original is missing ({len(missing)} missing in all)")
+
+
+def _compare_tensor(reader: Reader, original: SafetensorsFile, name: str, run: RunMap) -> Comparison:
+    info, member = reader.info(name), original.info(name)
+    if (info.dtype, info.shape) != (member.dtype, member.shape):
+        raise VerificationError(
+            f"tensor {name!r} is {info.dtype}{list(info.shape)}, in the original {member.dtype}{list(member.shape)}"
+        )
+    if info.args is None:
+        stored = reader.raw(name)
+        if not np.array_equal(stored, original.raw(name)):
+            raise VerificationError(f"tensor {name!r} is not quantized and differs from the original")
+        original.release(name)
+        return Comparison(name, quantized=False, exact=True)
+    array = original.array(name)
+    try:
+        fresh = quantize(array, info.args, dtype=info.dtype, name=f"tensor {name!r}", run=run)
+    except InvalidArgumentError as error:
+        raise VerificationError(f"the original cannot be what was packed: {error}") from None
+    comparison = _compare_codes(name, reader.quantized(name, run=run), fresh, array, run)
+    original.release(name)
+    return comparison
+
+
+def _compare_codes(
+    name: str, decoded: QuantizedTensor, fresh: QuantizedTensor, array: NDArray[Any], run: RunMap
+) -> Comparison:
+    snr_db = weight_distortion(array, decoded, run=run).snr_db
+    same = np.array_equal(decoded.packed, fresh.packed) and np.array_equal(decoded.scale, fresh.scale)
+    if decoded.zero_point is not None and fresh.zero_point is not None:
+        same = same and np.array_equal(decoded.zero_point, fresh.zero_point)
+    if not same:
+        best = weight_distortion(array, fresh, run=run).snr_db
+        if not snr_db >= best - SNR_SLACK_DB:  # NaN, where a scale is none, is not near
+            raise VerificationError(f"tensor {name!r} differs from the original (SNR {snr_db:.1f} dB)")
+    return Comparison(name, quantized=True, exact=same, snr_db=snr_db)

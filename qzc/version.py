@@ -1,0 +1,3 @@
+"""The version of the package. The wheel takes its version from here."""
+
+VERSION = "0.1.0"

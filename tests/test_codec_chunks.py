@@ -1,0 +1,187 @@
+"""Chunks: how runs are cut, which coder and table each chunk gets, and that it all decodes."""
+
+import struct
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import xxhash
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from qzc.codec.ans import AnsCoder
+from qzc.codec.chunks import CHUNK_DTYPE, EncodedChunk, decode_chunk, encode_run, plan_chunks
+from qzc.codec.errors import InvalidArgumentError, VerificationError
+from qzc.codec.packing import pack_codes
+from qzc.codec.tensor import packed_nbytes
+
+
+def normal_codes(seed: int, size: int, bits: int, spread: float) -> NDArray[np.uint8]:
+    codes = np.rint(np.random.default_rng(seed).normal((1 << bits) / 2, spread, size))
+    return np.clip(codes, 0, (1 << bits) - 1).astype(np.uint8)
+
+
+def decoded(chunks: list[EncodedChunk], width: int) -> bytes:
+    parts = []
+    for chunk in chunks:
+        out = np.zeros(packed_nbytes(chunk.codes, width), np.uint8)
+        decode_chunk(chunk.coder, chunk.streams, chunk.checksum, chunk.payload, chunk.table, out)
+        parts.append(out.tobytes())
+    return b"".join(parts)
+
+
+def total_nbytes(chunks: list[EncodedChunk]) -> int:
+    return sum(len(c.payload) for c in chunks) + sum(map(len, {c.table for c in chunks}))
+
+
+def test_a_chunk_row_has_the_layout_of_the_format() -> None:
+    row = np.array([(1, 2, 3, 4, 5, 6, 7, 0, 8)], CHUNK_DTYPE)
+    assert row.tobytes() == struct.pack("<QIIIBBBBQ", 1, 2, 3, 4, 5, 6, 7, 0, 8)
+    assert CHUNK_DTYPE.names == (
+        "offset", "nbytes", "codes", "table", "coder", "plane", "streams", "reserved", "checksum",
+    )  # fmt: skip
+
+
+@given(st.integers(0, 10**7), st.sampled_from([1, 2, 4, 8]), st.integers(1, 10**6))
+def test_plans_cover_the_run(codes: int, width: int, target: int) -> None:
+    plan = plan_chunks(codes, width, target)
+    assert [b for _, b in plan[:-1]] == [a for a, _ in plan[1:]]
+    assert (plan[0][0], plan[-1][1]) == (0, codes) if plan else codes == 0
+    sizes = [b - a for a, b in plan]
+    assert all(0 < size <= 1.5 * max(target, 512) for size in sizes)
+    assert all(size % 256 == 0 for size in sizes[:-1])
+    assert all(a == b for a, b in pairwise(sizes[:-1]))
+
+
+def test_plans_are_balanced() -> None:
+    assert plan_chunks(0, 4) == []
+    assert plan_chunks(1, 4) == [(0, 1)]
+    assert [b - a for a, b in plan_chunks(1_000_000, 4, 1 << 18)] == [250112] * 3 + [249664]
+    for wrong in (0, -1, 1 << 31):
+        with pytest.raises(InvalidArgumentError, match="chunk_codes"):
+            plan_chunks(10, 4, wrong)
+
+
+@given(
+    seed=st.integers(0, 1000),
+    size=st.integers(0, 6000),
+    bits=st.integers(1, 8),
+    spread=st.floats(0.01, 4.0),
+    choice=st.sampled_from(["ans", "huffman", "raw"]),
+    target=st.sampled_from([1, 600, 2000, 1 << 18]),
+)
+def test_runs_decode_and_never_grow(seed: int, size: int, bits: int, spread: float, choice: str, target: int) -> None:
+    width = 1 << (bits - 1).bit_length()
+    codes = normal_codes(seed, size, bits, spread)
+    packed = pack_codes(codes, width)
+    chunks = encode_run(packed, size, width, choice, target)
+    assert [c.codes for c in chunks] == [b - a for a, b in plan_chunks(size, width, target)]
+    assert decoded(chunks, width) == packed.tobytes()
+    assert total_nbytes(chunks) <= packed.size
+    for chunk in chunks:
+        assert 1 <= len(chunk.payload) <= packed_nbytes(chunk.codes, width)
+        assert chunk.checksum == xxhash.xxh3_64_intdigest(chunk.payload)
+        assert bool(chunk.table) == (chunk.coder >= 2) and bool(chunk.streams) == (chunk.coder in (2, 3))
+        assert chunk.coder in {"ans": (0, 1, 2, 3), "huffman": (0, 1, 4), "raw": (0,)}[choice]
+
+
+@pytest.mark.parametrize("choice", ["ans", "huffman"])
+def test_fallbacks(choice: str) -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, 4096, np.uint8)
+    constant = np.full(4096, 0x77, np.uint8)
+    good = pack_codes(normal_codes(0, 8192, 4, 1.5), 4)
+    chunks = encode_run(np.concatenate([noise, constant, good]), 3 * 8192, 4, choice, 8192)
+    assert [c.coder for c in chunks] == [0, 1, {"ans": 2, "huffman": 4}[choice]]
+    assert bytes(chunks[0].payload) == noise.tobytes() and bytes(chunks[1].payload) == b"\x77"
+
+
+def test_streams_grow_with_the_chunk() -> None:
+    for size, streams in ((1000, 1), (65535, 1), (65536, 2), (131072, 4), (400_000, 4)):
+        packed = pack_codes(normal_codes(1, 2 * size, 4, 2.0), 4)
+        (chunk,) = encode_run(packed, 2 * size, 4, "ans", 1 << 20)
+        assert (chunk.coder, chunk.streams) == (2, streams)
+
+
+def test_chunks_of_one_distribution_share_a_table() -> None:
+    packed = pack_codes(normal_codes(2, 20_000, 8, 20.0), 8)
+    for choice in ("ans", "huffman"):
+        assert len({c.table for c in encode_run(packed, 20_000, 8, choice, 2000)}) == 1
+
+
+def test_chunks_of_different_distributions_get_tables_of_their_own() -> None:
+    parts = [normal_codes(i, 20_480, 4, 0.4 + i) for i in range(3)]
+    packed = pack_codes(np.concatenate(parts), 4)
+    for choice in ("ans", "huffman"):
+        assert len({c.table for c in encode_run(packed, 61_440, 4, choice, 20_480)}) == 3
+
+
+def test_an_odd_chunk_gets_a_table_while_the_others_share() -> None:
+    parts = [normal_codes(i, 8192, 8, 2.0 if i == 4 else 30.0) for i in range(12)]
+    chunks = encode_run(np.concatenate(parts), 12 * 8192, 8, "ans", 8192)
+    tables = [c.table for c in chunks]
+    assert len(set(tables)) == 2 and tables.count(tables[4]) == 1
+
+
+def test_nibbles_are_coded_by_pairs_where_that_pays() -> None:
+    """One nibble at 97 %: 8 bits of probability cannot say how rare the others are."""
+    rng = np.random.default_rng(5)
+    codes = np.where(rng.random(400_000) < 0.97, 8, rng.geometric(0.5, 400_000).clip(0, 15)).astype(np.uint8)
+    packed = pack_codes(codes, 4)
+    chunks = encode_run(packed, codes.size, 4, "ans")
+    assert {c.coder for c in chunks} == {3}
+    assert decoded(chunks, 4) == packed.tobytes()
+
+
+def test_the_result_does_not_depend_on_threads() -> None:
+    packed = pack_codes(normal_codes(4, 300_001, 4, 2.0), 4)
+    alone = encode_run(packed, 300_001, 4, "ans", 20_000)
+    with ThreadPoolExecutor(4) as pool:
+        assert encode_run(packed, 300_001, 4, "ans", 20_000, pool.map) == alone
+    assert len(alone) == 15
+
+
+def test_kernels_release_the_gil() -> None:
+    packed = pack_codes(normal_codes(4, 4_000_000, 4, 2.0), 4)
+    ticks = 0
+    done = threading.Event()
+
+    def tick() -> None:
+        nonlocal ticks
+        while not done.wait(0.0005):
+            ticks += 1
+
+    encode_run(packed[:1000], 2000, 4, "ans")
+    thread = threading.Thread(target=tick)
+    thread.start()
+    encode_run(packed, 4_000_000, 4, "ans", 1 << 23)
+    done.set()
+    thread.join()
+    assert ticks >= 2
+
+
+def test_what_does_not_decode_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = pack_codes(normal_codes(4, 5000, 4, 2.0), 4)
+    right = AnsCoder.encode
+
+    def wrong(self: AnsCoder, buffer: NDArray[np.uint8], table: object, streams: int) -> NDArray[np.uint8]:
+        payload = right(self, buffer, table, streams)
+        payload[-1] ^= 4
+        return payload
+
+    monkeypatch.setattr(AnsCoder, "encode", wrong)
+    assert encode_run(packed, 5000, 4, "ans", verify=False)
+    with pytest.raises(VerificationError, match=r"a chunk of 5000 codes does not decode .* \(ans16\)"):
+        encode_run(packed, 5000, 4, "ans")
+
+
+def test_wrong_arguments() -> None:
+    with pytest.raises(InvalidArgumentError, match="do not fill a buffer"):
+        encode_run(np.zeros(3, np.uint8), 7, 4, "ans")
+    with pytest.raises(InvalidArgumentError, match="unknown coder"):
+        encode_run(np.zeros(3, np.uint8), 6, 4, "gzip")
+    with pytest.raises(InvalidArgumentError, match="C-contiguous"):
+        decode_chunk(1, 0, 0, b"a", b"", np.zeros(8, np.uint8)[::2], check=False)

@@ -1,0 +1,209 @@
+"""Every coder: round trips, agreement with the slow reference, golden bytes, refusal of what it cannot code."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import xxhash
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from qzc.codec.coder import CODERS, Coder, Table, coder_for
+from qzc.codec.errors import InvalidArgumentError
+from qzc.codec.histogram import byte_counts
+from qzc.codec.huffman_code import CodeLengths
+from qzc.codec.kernels.select import ans_kernels
+from qzc.codec.model import FrequencyTable
+from tests import reference_decoder, reference_encoder
+
+ANS16, ANS256, HUFFMAN = CODERS[2], CODERS[3], CODERS[4]
+SIZES = (1, 2, 9, 10, 11, 31, 32, 33, 49, 50, 51, 63, 64, 65, 66, 95, 96, 97, 127, 128, 129, 160, 500, 4999)
+
+
+@pytest.fixture(params=["auto", "portable"], autouse=True)
+def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Everything here holds for the kernels of this machine and for the portable ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QZC_KERNELS", request.param)
+        ans_kernels.cache_clear()
+        yield request.param
+    ans_kernels.cache_clear()
+
+
+def skewed(rng: np.random.Generator, size: int, symbols: int, skew: float) -> NDArray[np.uint8]:
+    """Two nibbles below `symbols` in each byte, or `symbols` > 16 different bytes; the larger `skew`, the less entropy."""
+    weights = np.exp(-(skew if symbols <= 16 else skew / 8) * np.arange(symbols))
+    picks: NDArray[np.int64] = rng.choice(symbols, (2, size), p=weights / weights.sum())
+    data: NDArray[np.int64] = picks[0] | picks[1] << 4 if symbols <= 16 else rng.permutation(256)[picks[0]]
+    return data.astype(np.uint8)
+
+
+def reference_encode(coder: Coder, data: bytes, table: Table, streams: int) -> bytes:
+    if isinstance(table, CodeLengths):
+        return reference_encoder.encode_huffman(data, table.lengths.tolist())
+    return reference_encoder.encode_ans(data, table.frequencies.tolist(), coder.id, streams)
+
+
+def reference_decode(coder: Coder, payload: bytes, table: Table, streams: int, size: int) -> bytes:
+    if isinstance(table, CodeLengths):
+        return reference_decoder.decode_huffman(payload, table.lengths.tolist(), size, "")
+    return reference_decoder.decode_ans(payload, table.frequencies.tolist(), coder.id, streams, size, "")
+
+
+def assert_round_trip(coder: Coder, data: NDArray[np.uint8], streams: int) -> None:
+    table = coder.fit(byte_counts(data))
+    assert table is not None
+    payload = coder.encode(data, table, streams)
+    out = np.full(data.size, 0xA5, np.uint8)
+    coder.decode(payload.tobytes(), coder.table_from_bytes(table.to_bytes()), out, streams)
+    assert out.tobytes() == data.tobytes()
+    assert payload.tobytes() == reference_encode(coder, data.tobytes(), table, streams)
+    assert reference_decode(coder, payload.tobytes(), table, streams, data.size) == data.tobytes()
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("coder", [ANS16, ANS256, HUFFMAN], ids=lambda coder: coder.name)
+def test_round_trip_and_reference_at_every_edge(coder: Coder, size: int) -> None:
+    rng = np.random.default_rng(size)
+    for symbols, skew in ((2, 0.3), (16, 0.0), (16, 0.6), (256, 0.2)):
+        assert_round_trip(coder, skewed(rng, size, symbols, skew), 0 if coder is HUFFMAN else 1)
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    size=st.integers(1, 1200),
+    symbols=st.sampled_from([1, 2, 3, 8, 16, 100, 256]),
+    skew=st.floats(0.0, 3.0),
+    streams=st.integers(1, 6),
+    coder=st.sampled_from([ANS16, ANS256, HUFFMAN]),
+)
+def test_round_trip_and_reference(seed: int, size: int, symbols: int, skew: float, streams: int, coder: Coder) -> None:
+    if (streams - 1) * (-(-size // (32 * streams)) * 32) >= size:
+        streams = 1
+    data = skewed(np.random.default_rng(seed), size, symbols, skew)
+    assert_round_trip(coder, data, 0 if coder is HUFFMAN else streams)
+
+
+@pytest.mark.parametrize("streams", [1, 2, 3, 4, 5, 8, 255])
+@pytest.mark.parametrize("coder", [ANS16, ANS256], ids=lambda coder: coder.name)
+def test_large_buffers_with_many_streams(coder: Coder, streams: int) -> None:
+    rng = np.random.default_rng(streams)
+    for size in (32 * 255 * 3, 32 * 255 * 9 - 1):
+        data = skewed(rng, size, 16, 0.4)
+        table = coder.fit(byte_counts(data))
+        payload = coder.encode(data, table, streams)
+        out = np.zeros(size, np.uint8)
+        coder.decode(payload, table, out, streams)
+        assert (out == data).all()
+
+
+def test_both_sets_of_kernels_write_the_same_bytes() -> None:
+    from qzc.codec.kernels import ans_portable
+
+    rng = np.random.default_rng(3)
+    current = ans_kernels()
+    for size, streams in ((70, 1), (5000, 3), (131072, 4), (100_003, 2)):
+        data = skewed(rng, size, 16, 0.3)
+        for coder, ours, portable in (
+            (ANS16, current.encode_ans16, ans_portable.encode_ans16),
+            (ANS256, current.encode_ans256, ans_portable.encode_ans256),
+        ):
+            table = coder.fit(byte_counts(data))
+            assert isinstance(table, FrequencyTable)
+            found = []
+            for encode in (ours, portable):
+                scratch = np.zeros(200 * streams + 2 * size, np.uint8)
+                found.append(scratch[-encode(data, streams, table.frequencies, scratch) :].tobytes())
+            assert found[0] == found[1]
+
+
+def test_extreme_frequencies_keep_the_arithmetic_exact() -> None:
+    """Frequencies of 1 and of all but one slot, next to each other: the ends of the ranges of quotients."""
+    for coder, f in (
+        (ANS16, [255, 1] + [0] * 14),
+        (ANS16, [1, 0, 0, 255] + [0] * 12),
+        (ANS256, [1] + [0] * 254 + [4095]),
+    ):
+        table = FrequencyTable(np.array(f, np.uint16), 8 if coder is ANS16 else 12)
+        used = np.flatnonzero(f)
+        for rare in (0.0, 0.004, 0.5, 1.0):
+            picks = used[(np.random.default_rng(0).random((2, 9000)) < rare).astype(int)]
+            data = (picks[0] | picks[1] << 4 if coder is ANS16 else picks[0]).astype(np.uint8)
+            payload = coder.encode(data, table, 1)
+            assert payload.tobytes() == reference_encode(coder, data.tobytes(), table, 1)
+            out = np.zeros_like(data)
+            coder.decode(payload, table, out, 1)
+            assert (out == data).all()
+
+
+GOLDEN_BUFFER = bytes([0x88, 0x87, 0x98, 0x78]) * 17  # 68 bytes: 4 coded by lanes 0..3, the rest in the tail
+
+# Words of the stream (none); states of the four coded lanes; states that are just the tail.
+GOLDEN = {
+    "ans16": "0000000028e903009868090048931300186a0900" + "8887010098780100" * 14,
+    "ans256": "00000000881b060098e40500881f060098e00500" + "8887010098780100" * 14,
+    "huffman": "02000000" * 10 + "dd1d222277378808dd1d222277378808dd0d2202",
+}
+
+
+@pytest.mark.parametrize("coder", [ANS16, ANS256, HUFFMAN], ids=lambda coder: coder.name)
+def test_golden_bytes(coder: Coder) -> None:
+    table = coder.fit(byte_counts(GOLDEN_BUFFER))
+    payload = coder.encode(GOLDEN_BUFFER, table, 0 if coder is HUFFMAN else 1)
+    assert payload.tobytes().hex() == GOLDEN[coder.name]
+
+
+@pytest.mark.parametrize(
+    ("coder", "checksum"),
+    [(ANS16, 9411088412009511533), (ANS256, 15046790090672304928), (HUFFMAN, 4724230036772573159)],
+)
+def test_golden_checksums_of_a_longer_buffer(coder: Coder, checksum: int) -> None:
+    i = np.arange(5000)
+    data = (136 + i * i % 7 * (i % 5 - 2) + 16 * (i % 3) * (i % 4)).astype(np.uint8)
+    payload = coder.encode(data, coder.fit(byte_counts(data)), 0 if coder is HUFFMAN else 2)
+    assert xxhash.xxh3_64_intdigest(payload.tobytes()) == checksum
+
+
+def test_raw_and_constant() -> None:
+    out = np.zeros(3, np.uint8)
+    CODERS[0].decode(CODERS[0].encode(b"abc", None, 0), None, out, 0)
+    assert out.tobytes() == b"abc"
+    CODERS[1].decode(CODERS[1].encode(b"zzz", None, 0), None, out, 0)
+    assert out.tobytes() == b"zzz"
+    with pytest.raises(InvalidArgumentError, match="all the same"):
+        CODERS[1].encode(b"zzy", None, 0)
+
+
+def test_encoders_refuse_symbols_without_a_code() -> None:
+    for coder in (ANS16, ANS256, HUFFMAN):
+        table = coder.fit(byte_counts(bytes([0x11, 0x12, 0x21] * 50)))
+        with pytest.raises(InvalidArgumentError, match=r"frequency 0|without a code"):
+            coder.encode(bytes([0x11, 0x34] * 50), table, 1)
+
+
+@pytest.mark.parametrize(("size", "streams"), [(100, 0), (100, 3), (32, 2), (10_000, 256), (1, 2), (100, -1)])
+def test_encoders_refuse_streams_without_a_byte(size: int, streams: int) -> None:
+    data = bytes(range(100)) * (size // 100 + 1)
+    table = ANS256.fit(byte_counts(data))
+    with pytest.raises(InvalidArgumentError, match="streams"):
+        ANS256.encode(data[:size], table, streams)
+
+
+def test_coders_refuse_the_table_of_another_coder() -> None:
+    counts = byte_counts(bytes(range(200)))
+    for coder, other in ((ANS16, ANS256), (ANS256, HUFFMAN), (HUFFMAN, ANS16)):
+        with pytest.raises(InvalidArgumentError, match="needs a"):
+            coder.encode(bytes(200), other.fit(counts), 1)
+        with pytest.raises(InvalidArgumentError, match="needs a"):
+            coder.decode(bytes(200), other.fit(counts), np.zeros(9, np.uint8), 1)
+
+
+def test_choices() -> None:
+    assert [coder_for("ans", w).name for w in (1, 2, 4, 8)] == ["ans16", "ans16", "ans16", "ans256"]
+    assert coder_for("huffman", 4) is HUFFMAN and coder_for("raw", 8) is CODERS[0]
+    with pytest.raises(InvalidArgumentError, match="unknown coder 'zip'; choose ans, huffman or raw"):
+        coder_for("zip", 4)
+    assert {coder.id: coder.name for coder in CODERS.values()} == {
+        0: "raw", 1: "constant", 2: "ans16", 3: "ans256", 4: "huffman"
+    }  # fmt: skip
