@@ -44,12 +44,11 @@ class Rival:
     open: Callable[[], Codec]
 
     @property
-    def version(self) -> str | None:
-        """The version that is installed; None for what comes with Python, or is missing."""
-        try:
-            return metadata.version(self.package) if self.package else None
-        except metadata.PackageNotFoundError:
-            return None
+    def library(self) -> str:
+        """The library that does the work and its version: "zstandard 0.25.0"."""
+        return (
+            f"{self.package} {metadata.version(self.package)}" if self.package else f"zlib {zlib.ZLIB_RUNTIME_VERSION}"
+        )
 
 
 def installed(rivals: tuple[Rival, ...]) -> tuple[list[Rival], list[Rival]]:
@@ -59,7 +58,7 @@ def installed(rivals: tuple[Rival, ...]) -> tuple[list[Rival], list[Rival]]:
     for rival in rivals:
         try:
             rival.open()
-        except (ImportError, OSError, AttributeError):  # absent, not loadable on this machine, or another API
+        except Exception:  # absent, not loadable on this machine, or of a version with another API
             missing.append(rival)
         else:
             there.append(rival)
@@ -71,7 +70,8 @@ def _zstd(level: int) -> Codec:
 
     # `decompress` into a fresh buffer is as fast as `stream_reader.readinto` a warm one, and faster than all else.
     decompressor = zstandard.ZstdDecompressor()
-    return Codec(zstandard.ZstdCompressor(level=level).compress, lambda payload, out: decompressor.decompress(payload))
+    compressor = zstandard.ZstdCompressor(level=level)
+    return Codec(lambda data: compressor.compress(data.data), lambda payload, out: decompressor.decompress(payload))
 
 
 def _gzip() -> Codec:
@@ -112,7 +112,7 @@ def _table(counts: NDArray[np.int64]) -> bytes:
 def _zipnn() -> Codec:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what it brings along complains when it is imported
-        from zipnn import ZipNN
+        from zipnn import ZipNN  # pyright: ignore[reportMissingImports]
     # As FP8: the one dtype of one byte, which is coded by Huffman as it is. Wider ones would split the bytes in turn, and
     # change the caller's buffer.
     codec = ZipNN(input_format="byte", bytearray_dtype="float8_e4m3fn", threads=1)
@@ -120,7 +120,7 @@ def _zipnn() -> Codec:
 
 
 def _openzl() -> Codec:
-    from openzl import ext
+    from openzl import ext  # pyright: ignore[reportMissingImports]
 
     disable = 2
     compressor, encoder, decoder = ext.Compressor(), ext.CCtx(), ext.DCtx()
@@ -138,7 +138,7 @@ def _openzl() -> Codec:
 
 
 def _blosc2() -> Codec:
-    import blosc2
+    import blosc2  # pyright: ignore[reportMissingImports]
 
     blosc2.set_releasegil(True)  # off by default, and threads would wait for each other
     # The filters (shuffle is the default) find nothing in packed codes and cost half the speed.
@@ -160,7 +160,7 @@ def _blosc2() -> Codec:
 
 
 def _pcodec() -> Codec:
-    from pcodec import ChunkConfig, DeltaSpec, ModeSpec, standalone
+    from pcodec import ChunkConfig, DeltaSpec, ModeSpec, standalone  # pyright: ignore[reportMissingImports]
 
     # Told what it would otherwise spend time on finding out: single bytes, no trend. Lower levels have too few bins.
     config = ChunkConfig(

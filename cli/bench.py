@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import grid_options, json_option, quiet_option, selection_options
+from .options import examples, grid_options, json_option, model_argument, quiet_option, selection_options
 from .render import Cell, Column, print_json, print_table
 from .selection import selection_from
 
@@ -26,7 +26,7 @@ def _giga(direction: str, which: str) -> Any:
 
 COLUMNS: list[Column[Any]] = [
     Column("coder", "coder", lambda row: row.coder),
-    Column("version", "version", lambda row: row.version, rank=4),
+    Column("library", "library", lambda row: row.library, rank=4),
     Column("bits_per_code", "bits/code", lambda row: row.bits_per_code, digits=4),
     Column("encode_gcodes_per_s", "encode G/s", _giga("encode", "median"), digits=3),
     Column("encode_gcodes_per_s_best", "best", _giga("encode", "best"), digits=3, rank=3),
@@ -38,10 +38,13 @@ COLUMNS: list[Column[Any]] = [
 
 @click.command(
     "bench",
-    epilog="Examples: qzc bench model.safetensors --bits 4 --group-size 128 --threads 1 --json; qzc bench model.qzc. "
-    "docs/PERFORMANCE.md says how it is measured.",
+    short_help="Measure the coders, beside zstd, gzip and others.",
+    epilog=examples(
+        "qzc bench model.safetensors --bits 4 --group-size 128 --threads 1 --json",
+        "qzc bench model.qzc",
+    ),
 )
-@click.argument("model", type=click.Path(path_type=Path))
+@model_argument
 @grid_options
 @selection_options
 @click.option(

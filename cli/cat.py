@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from .options import examples, force_option, threads_option
+from .options import examples, force_option, model_argument, threads_option
 from .stdout import check_stdout
 
 
@@ -22,7 +22,7 @@ from .stdout import check_stdout
         "qzc cat model.qzc lm_head.weight --codes | python -c 'import numpy, sys; print(numpy.load(sys.stdin.buffer))'",
     ),
 )
-@click.argument("model", type=click.Path(path_type=Path))
+@model_argument
 @click.argument("tensor")
 @click.option("--rows", metavar="A:B", help="Only these rows (dimension 0); A or B may be left out.")
 @click.option(

@@ -11,7 +11,7 @@ import click
 
 from ..codec.errors import InvalidArgumentError
 from .grids import grid_text
-from .options import examples, json_option
+from .options import examples, json_option, model_argument
 from .sizes import bits_text, size_text
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     short_help="Show what a file, or one tensor in it, is made of.",
     epilog=examples("qzc info model.qzc", "qzc info model.qzc lm_head.weight --json"),
 )
-@click.argument("model", type=click.Path(path_type=Path))
+@model_argument
 @click.argument("tensor", required=False)
 @json_option
 def command(model: Path, tensor: str | None, as_json: bool) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .grids import grid_text
-from .options import examples, json_option
+from .options import examples, json_option, model_argument
 
 if TYPE_CHECKING:
     from .listing import Listed
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     short_help="List the tensors, from the header alone.",
     epilog=examples("qzc ls model.qzc", "qzc ls model.qzc --json | jq '.tensors[].name'"),
 )
-@click.argument("model", type=click.Path(path_type=Path))
+@model_argument
 @json_option
 def command(model: Path, as_json: bool) -> None:
     """List the tensors of MODEL, a .qzc or .safetensors file or folder, from the header alone."""

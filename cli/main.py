@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 import sys
-import time
 from contextlib import suppress
 from importlib import import_module
 from typing import Any, NoReturn
@@ -15,11 +13,10 @@ import click
 
 from ..codec.errors import QzcError
 from ..version import VERSION
+from .signals import catch_signals
 
 COMMANDS = ("pack", "unpack", "verify", "ls", "info", "stats", "cat", "bench")
-BROKEN_PIPE = 141
-STOPPED = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "hung up"}
-PATIENCE = 2.0  # seconds
+INTERRUPTED, BROKEN_PIPE = 130, 141
 
 
 class _Commands(click.Group):
@@ -46,13 +43,6 @@ class _ReaderGone(Exception):
     """Whoever read our output has ended, as `head` does."""
 
 
-class _Stopped(BaseException):
-    """A signal that asks us to end. Raised where the main thread is, so that half-written files are removed."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-
 @click.command(
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
@@ -77,11 +67,12 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         sys.stdout = open(os.devnull, "w")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text in any encoding
-    _catch_signals()
-    sys.exit(_run(arguments))
+    catch_signals()
+    sys.exit(run(arguments))
 
 
-def _run(arguments: list[str] | None) -> int:
+def run(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code. Every failure is one line on stderr, and no exception comes out."""
     try:
         result = cli.main(arguments, prog_name="qzc", standalone_mode=False)
         sys.stdout.flush()
@@ -96,30 +87,23 @@ def _run(arguments: list[str] | None) -> int:
         return _fail(error.format_message(), error.exit_code)
     except QzcError as error:
         return _fail(str(error), error.exit_code)
-    except _Stopped as stopped:
-        return _fail(STOPPED[signal.Signals(stopped.number).name], 128 + stopped.number)
+    except click.Abort:
+        return _fail("interrupted", INTERRUPTED)
     except (_ReaderGone, BrokenPipeError):
         _silence_stdout()
         return BROKEN_PIPE
     except MemoryError:
         return _fail("out of memory", 1)
     except OSError as error:
-        return _fail(f"cannot write {_place(error)}: {error.strerror or error}", 1)
+        _silence_stdout()
+        # The library names the files that it cannot read or write; what has no name is a stream.
+        place = error.filename or "cannot write to stdout"
+        return _fail(f"{place}: {error.strerror or error}", 1)
     except Exception as error:
         if os.environ.get("QZC_DEBUG"):
             raise
         what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         return _fail(f"internal error, please report it ({what}); QZC_DEBUG=1 shows where it happened", 1)
-
-
-def _place(error: OSError) -> str:
-    """The file that an error of the operating system is about; stdout, if that fails again."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        _silence_stdout()
-        return "to stdout"
-    return str(error.filename or "the output")
 
 
 def _silence_stdout() -> None:
@@ -134,19 +118,3 @@ def _fail(message: str, code: int) -> int:
     with suppress(OSError):  # nobody is there to be told
         click.echo(f"qzc: {' '.join(printable(line.strip()) for line in message.splitlines())}", err=True)
     return code
-
-
-def _catch_signals() -> None:
-    quiet_until = 0.0
-
-    def stop(number: int, frame: object) -> None:
-        # The second press of an impatient user would otherwise hit the removal of half-written files.
-        nonlocal quiet_until
-        if time.monotonic() >= quiet_until:
-            quiet_until = time.monotonic() + PATIENCE
-            raise _Stopped(number)
-
-    for name in STOPPED:
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup, `&` in scripts
-            signal.signal(number, stop)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -24,6 +25,8 @@ def examples(*lines: str) -> str:
     return "\n".join(("\b", "Examples:", *(f"  {line}" for line in lines)))
 
 
+PATH = click.Path(path_type=Path, readable=False)  # the library finds out, and says more
+model_argument = click.argument("model", type=PATH)
 grid_options = _all(
     click.option(
         "--bits",

@@ -15,6 +15,7 @@ from .options import (
     force_option,
     grid_options,
     json_option,
+    model_argument,
     quiet_option,
     selection_options,
     threads_option,
@@ -41,7 +42,7 @@ SHOWN_SKIPPED = 4
         "qzc pack model.safetensors --bits 3 --dry-run",
     ),
 )
-@click.argument("model", type=click.Path(path_type=Path))
+@model_argument
 @click.option(
     "-o",
     "--output",

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+
+from .signals import when_stopped
 
 Progress = Callable[[str, int, int], None]
 WIDTH = 40
@@ -30,7 +34,7 @@ def progress_bar(title: str, quiet: bool) -> Iterator[Progress | None]:
         console=Console(stderr=True),
         transient=True,
     )
-    with bar:
+    with when_stopped(partial(os.write, 2, b"\r\x1b[K\x1b[?25h")), bar:  # clears the line, shows the cursor again
         task = bar.add_task(title, total=None, doing="")
 
         def update(doing: str, done: int, total: int) -> None:

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .grids import grid_text
-from .options import examples, grid_options, json_option, quiet_option, selection_options, threads_option
+from .options import (
+    examples,
+    grid_options,
+    json_option,
+    model_argument,
+    quiet_option,
+    selection_options,
+    threads_option,
+)
 from .progress import progress_bar
 from .render import Cell, Column, print_json, print_table, sort_rows
 from .selection import refuse_selection, selection_from, warn_of_rule
@@ -102,7 +110,7 @@ SORT_KEYS = list(dict.fromkeys(column.key for columns in COLUMNS.values() for co
         "qzc stats llama/ --bits 3 --no-gzip --json",
     ),
 )
-@click.argument("model", type=click.Path(path_type=Path))
+@model_argument
 @grid_options
 @selection_options
 @click.option("--top", type=click.IntRange(min=1), metavar="N", help="Only the first N tensors; totals are of all.")

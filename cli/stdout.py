@@ -7,9 +7,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import click
+
+from .signals import when_stopped
 
 
 def check_stdout(model: Path | None = None) -> None:
@@ -28,7 +31,7 @@ def check_stdout(model: Path | None = None) -> None:
 @contextmanager
 def to_stdout() -> Iterator[Path]:
     """A path to write a file to; when the context ends without an exception the file goes to stdout."""
-    with tempfile.TemporaryDirectory(prefix="qzc-") as folder:
+    with tempfile.TemporaryDirectory(prefix="qzc-") as folder, when_stopped(partial(shutil.rmtree, folder)):
         path = Path(folder) / "stdout"
         yield path
         with path.open("rb") as file:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .options import examples, force_option, json_option, quiet_option, threads_option
+from .options import examples, force_option, json_option, model_argument, quiet_option, threads_option
 from .progress import progress_bar
 from .sizes import size_text
 
@@ -21,7 +21,7 @@ from .sizes import size_text
         "qzc unpack llama-qzc/ --format packed -o llama-int4/",
     ),
 )
-@click.argument("model", type=click.Path(path_type=Path))
+@model_argument
 @click.option(
     "-o",
     "--output",

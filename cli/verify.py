@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import examples, json_option, quiet_option, threads_option, verbose_option
+from .options import PATH, examples, json_option, model_argument, quiet_option, threads_option, verbose_option
 from .progress import progress_bar
 from .sizes import size_text
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
         "qzc verify llama-qzc/ --json",
     ),
 )
-@click.argument("model", type=click.Path(path_type=Path))
+@model_argument
 @click.option(
     "--against",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="ORIGINAL",
     help="Compare with the checkpoint it was packed from.",
 )

@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 from .buffers import Buffer, read_only
 from .errors import CorruptionError, InvalidArgumentError
 from .histogram import byte_counts, fold_counts
-from .kernels.status import MESSAGES
-from .model import PRECISION, FrequencyTable
+from .kernels.status import BAD_STREAMS, MESSAGES
+from .model import PRECISION, FrequencyTable, parse_frequencies
+from .task import decode_one
 
 LANES = 32
 HEADER = 4 + 4 * LANES  # bytes per stream: number of words, initial states
-STREAM_NBYTES = 1 << 15  # decoded bytes per stream: smaller ones pay more for their states than speed is worth
+STREAM_NBYTES = 1 << 14  # decoded bytes per stream: smaller ones pay more for their states than speed is worth
 MAX_STREAMS = 4  # as many as a vector kernel decodes at once
 
 
@@ -53,13 +54,14 @@ class AnsCoder:
         return scratch[scratch.size - nbytes :].copy()
 
     def decode(self, payload: Buffer, table: object, out: NDArray[np.uint8], streams: int) -> None:
-        from .kernels.select import ans_kernels
-
-        kernels = ans_kernels()
-        decode = kernels.decode_ans16 if self.symbols == 16 else kernels.decode_ans256
-        status = decode(read_only(payload), streams, self._frequencies(table), out)
+        if streams < 0:
+            raise CorruptionError(f"{self.name}: {MESSAGES[BAD_STREAMS]}")
+        status = decode_one(self.id, read_only(payload), self._frequencies(table), streams, out)
         if status:
             raise CorruptionError(f"{self.name}: {MESSAGES[status]}")
+
+    def parse_bank(self, bank: Buffer) -> NDArray[np.uint16]:
+        return parse_frequencies(bank, self.symbols)
 
     def table_from_bytes(self, row: bytes) -> FrequencyTable:
         return FrequencyTable.from_bytes(row, self.symbols)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from .chunks import CHUNK_DTYPE
 from .coder import CODERS
 from .errors import CorruptionError, UnsupportedError
+from .raw import RAW
 
 CHUNK_START = 16  # chunks start at multiples of this in the file,
 PAYLOAD_START = 64  # and the first of a tensor at one of this
@@ -58,15 +59,15 @@ def read_chunk_index(
     beginning of every message. Raises CorruptionError, and UnsupportedError for an unknown coder.
     """
     rows = np.frombuffer(data, CHUNK_DTYPE)
-    if np.any(rows["reserved"] != 0):
+    if rows["reserved"].any():
         raise CorruptionError(f"{where}: chunk {_first(rows['reserved'] != 0)} has a reserved byte that is not 0")
-    unknown = ~np.isin(rows["coder"], list(CODERS))
-    if np.any(unknown):
-        i = _first(unknown)
+    used = set(rows["coder"].tolist())
+    if not used <= CODERS.keys():
+        i = _first(~np.isin(rows["coder"], list(CODERS)))
         raise UnsupportedError(f"{where}: chunk {i} uses coder {rows['coder'][i]}; this qzc knows {_known_coders()}")
     starts = _check_counts(rows, runs, storage_bits, where)
     _check_offsets(rows, payload_start, payload_nbytes, where)
-    _check_coders(rows, storage_bits, bank_sizes, where)
+    _check_coders(rows, used, storage_bits, bank_sizes, where)
     return ChunkIndex(rows, starts)
 
 
@@ -82,68 +83,72 @@ def _check_counts(
     rows: NDArray[Any], runs: Sequence[Sequence[int]], storage_bits: int, where: str
 ) -> NDArray[np.int64]:
     codes, planes = rows["codes"].astype(np.int64), rows["plane"]
-    if np.any(planes > 1) or np.any(np.diff(planes.astype(np.int8)) < 0):
+    if (planes > 1).any() or (planes[1:] < planes[:-1]).any():
         raise CorruptionError(f"{where}: chunks are not listed by plane")
     bad = (codes < 1) | (codes > MAX_CHUNK_CODES)
-    if np.any(bad):
+    if bad.any():
         raise CorruptionError(
             f"{where}: chunk {_first(bad)} holds {codes[_first(bad)]} codes, 1 to {MAX_CHUNK_CODES} may be"
         )
     starts = np.zeros(len(rows), np.int64)
     per_byte = 8 // storage_bits
-    for plane, sizes in enumerate(runs):
-        first, last = np.searchsorted(planes, [plane, plane + 1])
-        stops, ends = np.cumsum(codes[first:last]), np.cumsum(np.asarray(sizes, np.int64))
+    split = len(rows) - int(np.count_nonzero(planes))
+    for plane, (first, last) in enumerate(((0, split), (split, len(rows)))):
+        stops, ends = codes[first:last].cumsum(), np.cumsum(runs[plane], dtype=np.int64)
         have, want = (int(x[-1]) if len(x) else 0 for x in (stops, ends))
         if have != want:
             raise CorruptionError(f"{where}: chunks of plane {plane} hold {have} codes, the shape asks for {want}")
-        ends_run = np.isin(stops, ends)
-        if int(ends_run.sum()) != len(ends):
-            raise CorruptionError(f"{where}: a chunk of plane {plane} runs across classes")
-        ragged = ~ends_run & (codes[first:last] % per_byte != 0)
-        if np.any(ragged):
+        ragged = codes[first:last] % per_byte != 0
+        if len(ends) > 1:
+            ends_run = np.isin(stops, ends)
+            if int(ends_run.sum()) != len(ends):
+                raise CorruptionError(f"{where}: a chunk of plane {plane} runs across classes")
+            ragged &= ~ends_run
+        else:
+            ragged[-1:] = False
+        if ragged.any():
             raise CorruptionError(f"{where}: chunk {int(first) + _first(ragged)} ends inside a byte")
         starts[first:last] = stops - codes[first:last]
     return starts
 
 
 def _check_offsets(rows: NDArray[Any], payload_start: int, payload_nbytes: int, where: str) -> None:
-    offsets, nbytes = rows["offset"], rows["nbytes"].astype(np.uint64)
-    if np.any(offsets > payload_nbytes) or np.any(nbytes > payload_nbytes):
-        raise CorruptionError(
-            f"{where}: chunk {_first((offsets > payload_nbytes) | (nbytes > payload_nbytes))} lies outside the payload"
-        )
-    ends = (offsets + nbytes).astype(np.int64)  # both below 2**63: no overflow
+    offsets, nbytes = rows["offset"], rows["nbytes"].astype(np.int64)
+    outside = (offsets > payload_nbytes) | (nbytes > payload_nbytes)
+    if outside.any():
+        raise CorruptionError(f"{where}: chunk {_first(outside)} lies outside the payload")
+    starts = offsets.astype(np.int64) + payload_start  # nothing here reaches 2**63
     # A chunk starts at the first aligned place behind the one before it, so neither holes nor overlaps are possible.
-    before = np.concatenate([[payload_start], payload_start + ends])
-    steps = np.full(len(rows), CHUNK_START, np.int64)
-    steps[:1] = PAYLOAD_START
-    expected = -(-before[:-1] // steps) * steps - payload_start
-    wrong = offsets.astype(np.int64) != expected
-    if np.any(wrong):
+    nexts = -(-(starts + nbytes) // CHUNK_START) * CHUNK_START
+    expected = np.empty(len(rows), np.int64)
+    expected[:1] = -(-payload_start // PAYLOAD_START) * PAYLOAD_START
+    expected[1:] = nexts[:-1]
+    wrong = starts != expected
+    if wrong.any():
         i = _first(wrong)
-        raise CorruptionError(f"{where}: chunk {i} starts at payload offset {offsets[i]}, not at {expected[i]}")
-    end = payload_start + (int(ends[-1]) if len(rows) else 0)
-    end = -(-end // CHUNK_START) * CHUNK_START if len(rows) else end
+        right = expected[i] - payload_start
+        raise CorruptionError(f"{where}: chunk {i} starts at payload offset {offsets[i]}, not at {right}")
+    end = int(nexts[-1]) if len(rows) else payload_start
     if end - payload_start != payload_nbytes:
         raise CorruptionError(f"{where}: chunks end at payload byte {end - payload_start} of {payload_nbytes}")
 
 
-def _check_coders(rows: NDArray[Any], storage_bits: int, bank_sizes: Mapping[str, int], where: str) -> None:
-    buffers = -(-rows["codes"].astype(np.int64) * storage_bits // 8)
-    grown = rows["nbytes"] > buffers
-    if np.any(grown):
-        raise CorruptionError(
-            f"{where}: chunk {_first(grown)} is larger than its {buffers[_first(grown)]} bytes of codes"
-        )
-    for id, coder in CODERS.items():
-        mine = rows["coder"] == id
+def _check_coders(
+    rows: NDArray[Any], used: set[int], storage_bits: int, bank_sizes: Mapping[str, int], where: str
+) -> None:
+    buffers, nbytes = -(-rows["codes"].astype(np.int64) * storage_bits // 8), rows["nbytes"]
+    wrong = (nbytes == 0) | (nbytes > buffers) | ((rows["coder"] == RAW.id) & (nbytes != buffers))
+    if wrong.any():
+        i = _first(wrong)
+        raise CorruptionError(f"{where}: chunk {i} has {nbytes[i]} bytes for {buffers[i]} bytes of codes")
+    for id in sorted(used):
+        coder, mine = CODERS[id], rows["coder"] == id
         tables = bank_sizes.get(coder.name, 0) if coder.table_nbytes else 1
         outside = mine & (rows["table"] >= tables)
-        if np.any(outside):
+        if outside.any():
             i = _first(outside)
             raise CorruptionError(f"{where}: chunk {i} names table {rows['table'][i]} of {tables} ({coder.name})")
         streams = mine & ((rows["streams"] == 0) if coder.default_streams(1) else (rows["streams"] != 0))
-        if np.any(streams):
+        if streams.any():
             i = _first(streams)
             raise CorruptionError(f"{where}: chunk {i} ({coder.name}) has {rows['streams'][i]} streams")

@@ -46,7 +46,12 @@ def code_order(rows: int, columns: int, row_class: Classes, column_class: Classe
 
 
 def _sizes(rows: int, columns: int, row_class: Classes, column_class: Classes) -> list[int]:
-    """How many codes of the first `rows` rows each class has: one number for each of the 511 sums of two classes."""
+    """How many codes of the first `rows` rows each class has: one number for each of the 511 sums of two classes.
+
+    Without class maps there is one class, and one number.
+    """
+    if row_class is None and column_class is None:
+        return [rows * columns]
     sizes: list[int] = np.convolve(_counts(row_class, rows), _counts(column_class, columns)).tolist()
     return sizes
 

@@ -60,6 +60,12 @@ class Coder(Protocol):
     def table_from_bytes(self, row: bytes) -> Table | None:
         """A row of the table bank; b"" for coders without tables. Raises CorruptionError for an invalid one."""
 
+    def parse_bank(self, bank: Buffer) -> NDArray[np.uint16]:
+        """All rows of a table bank as the kernels take them: one row each, C-contiguous.
+
+        Raises CorruptionError naming the first row that is invalid.
+        """
+
 
 CODERS: dict[int, Coder] = {coder.id: coder for coder in (RAW, CONSTANT, ANS16, ANS256, HUFFMAN)}
 

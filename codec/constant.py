@@ -40,6 +40,9 @@ class ConstantCoder:
             raise CorruptionError(f"a constant chunk has a payload of 1 byte, got {source.size}")
         out.fill(source[0])
 
+    def parse_bank(self, bank: Buffer) -> NDArray[np.uint16]:
+        return np.empty((0, 0), np.uint16)
+
     def table_from_bytes(self, row: bytes) -> None:
         if row:
             raise CorruptionError("constant chunks have no table")

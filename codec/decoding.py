@@ -4,47 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .chunk_index import ChunkIndex
-from .chunks import decode_chunk
+from .batch import CodedPlanes, Tasks, plan_tasks, run_tasks
 from .code_order import code_order, run_ranges
-from .code_range import range_problem
-from .errors import CorruptionError, InvalidArgumentError
+from .errors import InvalidArgumentError
 from .packing import pack_codes, unpack_codes
-from .tensor import QuantizationArgs, QuantizedTensor, matrix_shape, packed_nbytes
-
-
-@dataclass(frozen=True)
-class CodedPlanes:
-    """All that is needed to decode a tensor but its memory.
-
-    payload: uint8 `[n]`. table: (coder id, table number) -> the row of that coder's bank. where: the beginning of error messages.
-    verify: compare the checksum of each chunk that is decoded.
-    """
-
-    shape: tuple[int, ...]
-    dtype: str
-    args: QuantizationArgs
-    scale: NDArray[Any]
-    index: ChunkIndex
-    payload: NDArray[np.uint8]
-    table: Callable[[int, int], bytes]
-    row_class: NDArray[np.uint8] | None
-    column_class: NDArray[np.uint8] | None
-    where: str
-    verify: bool = True
+from .tensor import QuantizedTensor, matrix_shape, packed_nbytes
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """Independent jobs, to be run in any order and by any thread, and the step that makes a tensor of their results."""
+    """What has to be decoded, `run_tasks(tasks)`, and the step that makes a tensor of it afterwards."""
 
-    jobs: list[Callable[[], None]]
+    tasks: list[Tasks]
     finish: Callable[[], QuantizedTensor]
 
 
@@ -62,14 +37,14 @@ def decoding(coded: CodedPlanes, rows: tuple[int, int] | None = None, out: NDArr
     elif out.dtype != np.uint8 or out.shape != (packed_nbytes(count, width),) or not out.flags.carray:
         raise InvalidArgumentError(f"out must be a writable, contiguous uint8[{packed_nbytes(count, width)}]")
     codes = _Codes(coded, first, last, out)
-    jobs = codes.jobs()
+    tasks = codes.tasks()
     scales = coded.scale if rows is None or coded.args.strategy == "tensor" else coded.scale[first:last]
     zero_points: _CodeRange | None = None
     if not coded.args.symmetric:
         start = 0 if coded.args.strategy == "tensor" else first * coded.scale.shape[1]
         buffer = np.empty(packed_nbytes(scales.size, width), np.uint8)
         zero_points = _CodeRange(coded, 1, 0, start, start + scales.size, buffer)
-        jobs += zero_points.jobs()
+        tasks.append(zero_points.tasks())
 
     def finish() -> QuantizedTensor:
         codes.finish()
@@ -77,30 +52,14 @@ def decoding(coded: CodedPlanes, rows: tuple[int, int] | None = None, out: NDArr
         row_class = coded.row_class[first:last] if coded.row_class is not None else None
         return QuantizedTensor(out, scales, zero_point, shape, coded.dtype, coded.args, row_class, coded.column_class)
 
-    return Decoding(jobs, finish)
-
-
-def decode_indexed(coded: CodedPlanes, i: int, out: NDArray[np.uint8]) -> None:
-    """Decode chunk `i` of a tensor into `out`, uint8 [packed bytes of the chunk]; errors name tensor, chunk and bytes."""
-    row = coded.index.rows[i]
-    start, coder = int(row["offset"]), int(row["coder"])
-    payload = coded.payload[start : start + int(row["nbytes"])]
-    table = coded.table(coder, int(row["table"]))
-    try:
-        decode_chunk(coder, int(row["streams"]), int(row["checksum"]), payload, table, out, check=coded.verify)
-        problem = range_problem(out, int(row["codes"]), coded.args)
-        if problem:
-            raise CorruptionError(problem)
-    except CorruptionError as error:
-        place = f"chunk {i} (payload bytes {start:,} to {start + len(payload) - 1:,})"
-        raise CorruptionError(f"{coded.where}, {place}: {error}") from None
+    return Decoding(tasks, finish)
 
 
 def check_chunk(coded: CodedPlanes, i: int) -> None:
     """Decode chunk `i` of a tensor into memory of its own, for the errors that this may raise."""
-    decode_indexed(
-        coded, i, np.empty(packed_nbytes(int(coded.index.rows["codes"][i]), coded.args.storage_bits), np.uint8)
-    )
+    size = packed_nbytes(int(coded.index.rows["codes"][i]), coded.args.storage_bits)
+    out = np.empty(size, np.uint8)
+    run_tasks([plan_tasks(coded, range(i, i + 1), np.array([out.ctypes.data], np.uint64), np.array([size]), (out,))])
 
 
 class _Codes:
@@ -118,11 +77,11 @@ class _Codes:
     def _buffer(self, count: int) -> NDArray[np.uint8]:
         return np.empty(packed_nbytes(count, self._coded.args.storage_bits), np.uint8)
 
-    def jobs(self) -> list[Callable[[], None]]:
-        return [job for codes in self._ranges for job in codes.jobs()]
+    def tasks(self) -> list[Tasks]:
+        return [codes.tasks() for codes in self._ranges]
 
     def finish(self) -> None:
-        """Fill `out` from what the jobs have decoded."""
+        """Fill `out` from what has been decoded."""
         if not self._sorted:
             for codes in self._ranges:
                 codes.finish()
@@ -147,31 +106,39 @@ class _CodeRange:
         self._shift = (start - run) % (8 // self._width) if self._count else 0
         self._start, self._stop = start - self._shift, stop
         self._buffer = np.empty(packed_nbytes(stop - self._start, self._width), np.uint8) if self._shift else out
+        self._overhanging: list[
+            tuple[NDArray[np.uint8], int]
+        ] = []  # chunks that reach beyond the buffer; where they start
 
-    def jobs(self) -> list[Callable[[], None]]:
+    def tasks(self) -> Tasks:
         chunks = self._coded.index.overlapping(self._plane, self._start, self._stop)
-        return [partial(self._decode, i) for i in chunks]
+        rows = slice(chunks.start, chunks.stop)
+        sizes = -(-self._coded.index.rows["codes"][rows].astype(np.int64) * self._width // 8)
+        at = (self._coded.index.starts[rows] - self._start) * self._width // 8
+        outs = (at + self._buffer.ctypes.data).astype(np.uint64)
+        for i in np.flatnonzero((at < 0) | (at + sizes > len(self._buffer))).tolist():  # the first or the last, at most
+            scratch = np.empty(sizes[i], np.uint8)
+            outs[i] = scratch.ctypes.data
+            self._overhanging.append((scratch, int(at[i])))
+        alive = (self._buffer, *(scratch for scratch, _ in self._overhanging))
+        return plan_tasks(self._coded, chunks, outs, sizes, alive)
 
     def finish(self) -> None:
-        """Fill `out` from what the jobs have decoded."""
+        """Fill `out` from what has been decoded."""
+        for scratch, at in self._overhanging:
+            low, high = max(at, 0), min(at + len(scratch), len(self._buffer))
+            self._buffer[low:high] = scratch[low - at : high - at]
+        self._overhanging.clear()
         if self._shift:
-            self._out[:] = pack_codes(self.codes(), self._width)
+            self._out[:] = pack_codes(self._unpacked(), self._width)
         spare = len(self._out) * 8 - self._count * self._width
         if spare:
             self._out[-1] &= np.uint8(0xFF >> spare)
 
     def codes(self) -> NDArray[np.uint8]:
-        """What the jobs have decoded, one code per byte: uint8 `[stop - start]`."""
-        return unpack_codes(self._buffer, self._count, self._width, self._shift)
+        """What has been decoded, one code per byte: uint8 `[stop - start]`."""
+        self.finish()
+        return self._unpacked()
 
-    def _decode(self, i: int) -> None:
-        codes, first = int(self._coded.index.rows["codes"][i]), int(self._coded.index.starts[i])
-        nbytes = packed_nbytes(codes, self._width)
-        at = (first - self._start) * self._width // 8
-        if at >= 0 and at + nbytes <= len(self._buffer):
-            decode_indexed(self._coded, i, self._buffer[at : at + nbytes])
-            return
-        scratch = np.empty(nbytes, np.uint8)
-        decode_indexed(self._coded, i, scratch)
-        low, high = max(at, 0), min(at + nbytes, len(self._buffer))
-        self._buffer[low:high] = scratch[low - at : high - at]
+    def _unpacked(self) -> NDArray[np.uint8]:
+        return unpack_codes(self._buffer, self._count, self._width, self._shift)

@@ -57,7 +57,7 @@ def dequantize_rows(
     Raises InvalidArgumentError if the shapes do not match or `packed` does not hold these codes.
     """
     from .kernels import dequantize as kernels
-    from .kernels.select import vector_kernels
+    from .kernels.select import dequantize4
 
     rows, columns = out.shape
     if start < 0 or packed_nbytes(start + rows * columns, args.storage_bits) > packed.size:
@@ -75,14 +75,22 @@ def dequantize_rows(
     matrix = (1, 1) if args.strategy == "tensor" else want
     half = _HALF[out.dtype.name]
     flat = out.reshape(-1)
-    scales = np.ascontiguousarray(scale.astype(np.float32, copy=False)).reshape(matrix).copy()
-    zero_points = np.empty((0, 0), np.uint8) if zero_point is None else zero_point.reshape(matrix).copy()
+    scales = np.array(scale, np.float32, order="C").reshape(matrix)  # copies: kernels are compiled for writable arrays
+    zero_points = np.empty((0, 0), np.uint8) if zero_point is None else np.array(zero_point, order="C").reshape(matrix)
     source, group_size = read_only(packed), args.group_size or max(1, columns)
-    if half and args.storage_bits == 4 and not (start | group_size | columns) % 2 and vector_kernels():
-        from .kernels.dequantize_avx2 import dequantize4
-
-        dequantize4(
-            source, start, scales, zero_points, args.symmetric_zero_point, group_size, columns, half, flat.view(np.uint16)
+    even = not (start | group_size | columns) % 2
+    vector_kernel = dequantize4() if half and args.storage_bits == 4 and even else None
+    if vector_kernel:
+        vector_kernel(
+            source,
+            start,
+            scales,
+            zero_points,
+            args.symmetric_zero_point,
+            group_size,
+            columns,
+            half,
+            flat.view(np.uint16),
         )
         return
     kernels.dequantize(

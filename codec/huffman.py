@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from .buffers import Buffer, read_only
 from .errors import CorruptionError, InvalidArgumentError
 from .histogram import byte_counts
-from .huffman_code import CodeLengths
+from .huffman_code import LIMIT, CodeLengths
 from .kernels.status import MESSAGES
+from .task import decode_one
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,19 @@ class HuffmanCoder:
         return scratch[:nbytes].copy()
 
     def decode(self, payload: Buffer, table: object, out: NDArray[np.uint8], streams: int) -> None:
-        from .kernels import huffman as kernels
-
-        status = kernels.decode(read_only(payload), _code(table).windows, out)
+        status = decode_one(self.id, read_only(payload), _code(table).windows, streams, out)
         if status:
             raise CorruptionError(f"{self.name}: {MESSAGES[status]}")
+
+    def parse_bank(self, bank: Buffer) -> NDArray[np.uint16]:
+        rows = read_only(bank).reshape(-1, self.table_nbytes)
+        parsed = np.empty((len(rows), 1 << LIMIT), np.uint16)
+        for i, row in enumerate(rows):
+            try:
+                parsed[i] = CodeLengths.from_bytes(row.tobytes()).windows
+            except CorruptionError as error:
+                raise CorruptionError(f"table {i}: {error}") from None
+        return parsed
 
     def table_from_bytes(self, row: bytes) -> CodeLengths:
         return CodeLengths.from_bytes(row)

@@ -8,6 +8,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from .buffers import Buffer, read_only
 from .errors import CorruptionError, InvalidArgumentError
 
 PRECISION = {16: 8, 256: 12}  # number of symbols -> bits of precision, the two kinds of table of the format
@@ -76,21 +77,30 @@ class FrequencyTable:
     @classmethod
     def from_bytes(cls, data: bytes, symbols: int) -> FrequencyTable:
         """Read a row of a table bank for 16 or 256 symbols. Raises CorruptionError for any but a valid table."""
-        precision = PRECISION[symbols]
-        row = np.frombuffer(data, np.uint8)
-        if row.size != symbols * precision // 8:
-            raise CorruptionError(
-                f"a frequency table of {symbols} symbols has {symbols * precision // 8} bytes, got {row.size}"
-            )
-        if precision == 8:
-            frequencies = row.astype(np.uint16)
-        else:
-            low, middle, high = row.reshape(-1, 3).astype(np.uint16).T
-            frequencies = np.stack([low | (middle & 15) << 8, middle >> 4 | high << 4], axis=1).reshape(-1)
-        total = int(frequencies.sum(dtype=np.int64))
-        if total != 1 << precision:
-            raise CorruptionError(f"the frequencies of a table add up to {total}, not {1 << precision}")
-        return cls(frequencies, precision)
+        if len(data) != symbols * PRECISION[symbols] // 8:
+            want = symbols * PRECISION[symbols] // 8
+            raise CorruptionError(f"a frequency table of {symbols} symbols has {want} bytes, got {len(data)}")
+        return cls(parse_frequencies(data, symbols)[0], PRECISION[symbols])
+
+
+def parse_frequencies(bank: Buffer, symbols: int) -> NDArray[np.uint16]:
+    """The rows of a table bank for 16 or 256 symbols, as uint16 `[rows, symbols]`.
+
+    Raises CorruptionError naming the first row that is not a valid table.
+    """
+    precision = PRECISION[symbols]
+    rows = read_only(bank).reshape(-1, symbols * precision // 8)
+    if precision == 8:
+        frequencies = rows.astype(np.uint16)
+    else:
+        low, middle, high = np.moveaxis(rows.reshape(len(rows), symbols // 2, 3).astype(np.uint16), 2, 0)
+        frequencies = np.stack([low | (middle & 15) << 8, middle >> 4 | high << 4], axis=2).reshape(len(rows), symbols)
+    totals = frequencies.sum(axis=1, dtype=np.int64)
+    wrong = np.flatnonzero(totals != 1 << precision)
+    if len(wrong):
+        total = totals[wrong[0]]
+        raise CorruptionError(f"table {wrong[0]}: the frequencies of a table add up to {total}, not {1 << precision}")
+    return frequencies
 
 
 @cache

@@ -37,6 +37,9 @@ class RawCoder:
             raise CorruptionError(f"a raw chunk of {out.size} bytes has a payload of {source.size}")
         out.reshape(-1)[:] = source
 
+    def parse_bank(self, bank: Buffer) -> NDArray[np.uint16]:
+        return np.empty((0, 0), np.uint16)
+
     def table_from_bytes(self, row: bytes) -> None:
         if row:
             raise CorruptionError("raw chunks have no table")

@@ -18,6 +18,8 @@ from .access import access_error, naming_os_errors
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
+_unfinished: set[Path] = set()
+
 
 @contextmanager
 def atomic_writer(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[BinaryIO]:
@@ -33,6 +35,7 @@ def atomic_writer(path: str | os.PathLike[str], overwrite: bool = False) -> Iter
     _check_target(target, path, overwrite)
     temporary = _hidden_sibling(target)
     raw: _Output | None = None
+    _unfinished.add(temporary)
     try:
         with naming_os_errors(path, "write"):
             raw = _Output(temporary, os.fspath(path))
@@ -53,6 +56,8 @@ def atomic_writer(path: str | os.PathLike[str], overwrite: bool = False) -> Iter
         with suppress(OSError):
             temporary.unlink()
         raise
+    finally:
+        _unfinished.discard(temporary)
 
 
 @contextmanager
@@ -68,6 +73,7 @@ def atomic_folder(path: str | os.PathLike[str], overwrite: bool = False) -> Iter
     target = Path(os.path.realpath(path))
     _check_folder(target, path, overwrite)
     temporary = _hidden_sibling(target)
+    _unfinished.add(temporary)
     try:
         with naming_os_errors(path, "write"):
             temporary.mkdir()
@@ -83,6 +89,17 @@ def atomic_folder(path: str | os.PathLike[str], overwrite: bool = False) -> Iter
         _sync_folder(target.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        _unfinished.discard(temporary)
+
+
+def discard_unfinished() -> None:
+    """Remove what the writers of this process have begun: for a process that is about to end without unwinding."""
+    for path in tuple(_unfinished):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                path.unlink()
 
 
 class _Output(io.FileIO):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -15,11 +14,12 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from ..codec.batch import CodedPlanes, run_tasks
 from ..codec.chunk_index import PAYLOAD_START, read_chunk_index
 from ..codec.chunks import CHUNK_DTYPE
 from ..codec.code_order import run_sizes
 from ..codec.coder import CODERS
-from ..codec.decoding import CodedPlanes, Decoding, check_chunk, decoding
+from ..codec.decoding import Decoding, check_chunk, decoding
 from ..codec.errors import CorruptionError, InvalidArgumentError, UnsupportedError
 from ..codec.tensor import QuantizationArgs, QuantizedTensor, matrix_shape
 from .access import naming_os_errors, open_input, release_pages
@@ -64,6 +64,7 @@ class Reader:
             self.file_size = len(self._buffer)
             self._view: memoryview | None = memoryview(self._buffer)
             self._verified: set[str] = set()
+            self._banks: dict[int, NDArray[np.uint16]] = {}
             header = read_header(self._view, self.file_size, self.path)
             self._members, self._data_start = header.members, header.data_start
             self.profile = Profile.from_metadata(header.metadata, self.path)
@@ -132,12 +133,11 @@ class Reader:
     def quantized(self, name: str, rows: slice | None = None, run: RunMap = map) -> QuantizedTensor:
         """Decode a coded tensor, or a range of its rows (dimension 0), reading only the chunks that hold them."""
         decoding = self.decoding(name, rows)
-        for _ in run(_call, decoding.jobs):
-            pass
+        run_tasks(decoding.tasks, run)
         return decoding.finish()
 
     def decoding(self, name: str, rows: slice | None = None, out: NDArray[np.uint8] | None = None) -> Decoding:
-        """The jobs that decode a coded tensor into fresh memory, or into `out` (uint8 [packed bytes])."""
+        """The tasks that decode a coded tensor into fresh memory, or into `out` (uint8 [packed bytes])."""
         planes = self.planes(name)
         return decoding(planes, None if rows is None else self.row_range(name, rows), out)
 
@@ -179,7 +179,7 @@ class Reader:
             scale=np.frombuffer(bytes(self._checked(scale.name)), numpy_dtype(scale.dtype)).reshape(scale.shape),
             index=index,
             payload=np.frombuffer(self._view_of(payload), np.uint8),
-            table=self._table,
+            bank=self._bank,
             row_class=row_class,
             column_class=column_class,
             where=where,
@@ -219,12 +219,7 @@ class Reader:
     def check_tables(self) -> None:
         """Check the table banks: checksums, and that every table is a valid one."""
         for coder in CODERS.values():
-            for i in range(self._bank_rows(coder.name) if coder.table_nbytes else 0):
-                row = self._table(coder.id, i)
-                try:
-                    coder.table_from_bytes(row)
-                except CorruptionError as error:
-                    raise CorruptionError(f"{self.path}: table {i} of {bank_member(coder.name)}: {error}") from None
+            self._bank(coder.id)
 
     # ------------------------------------------------------------------------------------------ parts
     def _stored(self, name: str, *, coded: bool) -> str:
@@ -264,11 +259,17 @@ class Reader:
         member = self._members.get(bank_member(coder))
         return member.shape[0] if member else 0
 
-    def _table(self, coder: int, number: int) -> bytes:
-        size = CODERS[coder].table_nbytes
-        return (
-            bytes(self._checked(bank_member(CODERS[coder].name))[number * size : (number + 1) * size]) if size else b""
-        )
+    def _bank(self, coder: int) -> NDArray[np.uint16]:
+        """The tables of a coder as its kernels take them; parsed the first time."""
+        if coder not in self._banks:
+            name = bank_member(CODERS[coder].name)
+            try:
+                self._banks[coder] = CODERS[coder].parse_bank(self._checked(name) if name in self._members else b"")
+            except CorruptionError as error:
+                raise CorruptionError(
+                    error.args[0] if name in str(error) else f"{self.path}: {name}, {error}"
+                ) from None
+        return self._banks[coder]
 
     # ------------------------------------------------------------------------------------------ opening
     def _read_checksums(self, view: memoryview) -> dict[str, int]:
@@ -352,10 +353,6 @@ class Reader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _call(job: Callable[[], None]) -> None:
-    job()
 
 
 def _map(source: str | Path | BinaryIO, path: str) -> mmap.mmap | bytes:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from .version import VERSION as __version__
 
 if TYPE_CHECKING:
+    from .benchmark import bench
     from .codec.errors import (
         CorruptionError,
         FileAccessError,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from .measure import stats
     from .model import Model, load_file, open
     from .packer import PackOptions, PackReport, pack, plan
-    from .quantize.select import Selection
+    from .quantize.select import Selection, parse_bits
     from .save import save_file
     from .unpacker import unpack
     from .verifier import verify
@@ -48,9 +49,11 @@ __all__ = [
     "UnsupportedError",
     "VerificationError",
     "__version__",
+    "bench",
     "load_file",
     "open",
     "pack",
+    "parse_bits",
     "plan",
     "save_file",
     "stats",
@@ -59,12 +62,13 @@ __all__ = [
 ]
 
 _ROOMS = {
+    ".benchmark": "bench",
     ".codec.errors": "CorruptionError FileAccessError InvalidArgumentError QzcError TruncationError UnsupportedError "
     "VerificationError",
     ".codec.tensor": "QuantizationArgs QuantizedTensor",
     ".model": "Model load_file open",
     ".packer": "PackOptions PackReport pack plan",
-    ".quantize.select": "Selection",
+    ".quantize.select": "Selection parse_bits",
     ".save": "save_file",
     ".measure": "stats",
     ".unpacker": "unpack",

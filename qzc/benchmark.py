@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,10 @@ from .analysis.speed import Race, Timing, take_turns
 from .codec.chunks import CHUNK_CODES
 from .codec.errors import InvalidArgumentError
 from .codec.tensor import QuantizationArgs
-from .contenders import Contender, our_contenders, rival_contender
+from .contenders import Contender, Crew, our_contenders, rival_contender
 from .quantize.select import Selection
 from .sampling import SAMPLE_CODES, Sample, take_sample
-from .threads import thread_count
+from .threads import thread_count, thread_map
 from .version import VERSION
 
 SECONDS = 10.0
@@ -34,13 +36,13 @@ SECONDS = 10.0
 class CoderSpeed:
     """One coder. bits_per_code: everything that it stores; None if it failed. encode, decode: None for what has no such direction.
 
-    cycles_per_code: core cycles to decode one code: best time x clock x threads. verified: what it decoded was compared
+    library: None for our own. cycles_per_code: core cycles to decode one code: best time x clock x threads. verified: what it decoded was compared
     with what was coded, before anything was timed; a coder that fails is not timed.
     """
 
     coder: str
     settings: str
-    version: str | None
+    library: str | None
     bits_per_code: float | None
     encode: Timing | None
     decode: Timing | None
@@ -69,7 +71,7 @@ class CoderSpeed:
         return {
             "coder": self.coder,
             "settings": self.settings,
-            "version": self.version,
+            "library": self.library,
             "bits_per_code": self.bits_per_code,
             **speeds,
             "cycles_per_code": self.cycles_per_code,
@@ -142,14 +144,16 @@ def compare(samples: Sequence[Sample], threads: Sequence[int], seconds: float) -
     there, missing = installed(RIVALS)
     fields = [our_contenders(sample) + [rival_contender(rival, sample) for rival in there] for sample in samples]
     jobs: dict[tuple[int, int, int, str], tuple[Callable[[], object], ...]] = {}
-    for s, field in enumerate(fields):
-        for t, count in enumerate(counts):
-            shares = _shares([block.packed.size for block in samples[s].blocks], count)
+    with ExitStack() as stack:
+        maps = [stack.enter_context(thread_map(count)) for count in counts]
+        for (s, field), (t, count) in product(enumerate(fields), enumerate(counts)):
+            crew = Crew(_shares([block.packed.size for block in samples[s].blocks], count), maps[t])
             for c, contender in enumerate(field):
-                for direction, make in (("encode", contender.encode), ("decode", contender.decode)):
-                    if make is not None:
-                        jobs[s, t, c, direction] = tuple(make(share) for share in shares)
-    race = take_turns(jobs, seconds)
+                if contender.encode:
+                    jobs[s, t, c, "encode"] = contender.encode(crew)
+                if contender.decode:
+                    jobs[s, t, c, "decode"] = contender.decode(crew)
+        race = take_turns(jobs, seconds)
     machine = _machine(race.clock_ghz)
     names = tuple(rival.name for rival in missing)
     return [
@@ -165,8 +169,7 @@ def compare(samples: Sequence[Sample], threads: Sequence[int], seconds: float) -
             names,
             machine,
         )
-        for s, sample in enumerate(samples)
-        for t, count in enumerate(counts)
+        for (s, sample), (t, count) in product(enumerate(samples), enumerate(counts))
     ]
 
 
@@ -174,7 +177,7 @@ def _row(contender: Contender, race: Race, key: tuple[int, int, int], codes: int
     return CoderSpeed(
         contender.name,
         contender.settings,
-        contender.version,
+        contender.library,
         None if contender.nbytes is None else 8 * contender.nbytes / codes,
         race.timings.get((*key, "encode")),
         race.timings.get((*key, "decode")),

@@ -5,42 +5,60 @@ Whoever takes part has coded the sample and decoded it again when it comes out o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .analysis.rivals import Rival
-from .codec.chunks import EncodedChunk, decode_chunk, encode_run
-from .codec.code_range import range_problem
-from .codec.dequantize import dequantize
-from .codec.errors import CorruptionError, VerificationError
+from .codec.batch import Tasks, run_tasks
+from .codec.coder import CODERS
+from .codec.errors import VerificationError
 from .codec.packing import pack_codes, unpack_codes
-from .codec.tensor import QuantizationArgs, QuantizedTensor, packed_nbytes
-from .measure import coded_size
+from .codec.planes import encode_tensor
+from .codec.run_map import RunMap
+from .codec.tensor import QuantizedTensor
+from .formats.reader import Reader
 from .sampling import Sample
+from .save import save_file
 
 Job = Callable[[], object]
-JobFor = Callable[[Sequence[int]], Job]
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Threads that share the work. shares: for each thread the numbers of its blocks; run: a map that runs on all of them."""
+
+    shares: Sequence[Sequence[int]]
+    run: RunMap
+
+    def each(self, work: Callable[[int], object]) -> tuple[Job, ...]:
+        """For each thread a function that does `work` with its blocks, one after another."""
+        return tuple(_each(work, share) for share in self.shares)
+
+
+JobsFor = Callable[[Crew], tuple[Job, ...]]
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A way to store codes. nbytes: of the whole sample, all counted; None if it failed.
+    """A way to store codes. nbytes: of the whole sample, all counted; None if it failed. library: that of a rival.
 
-    encode, decode: from the numbers of some blocks to a function that does them, one after another; each such function has
-    contexts of its own, so that several can run at once. None where there is nothing to time.
+    encode, decode: from a crew to functions that are to run at the same time, and together do all blocks. None where there is
+    nothing to time.
     """
 
     name: str
     settings: str
-    version: str | None
+    library: str | None
     nbytes: int | None
-    encode: JobFor | None
-    decode: JobFor | None
+    encode: JobsFor | None
+    decode: JobsFor | None
     verified: bool = True
 
 
@@ -49,12 +67,12 @@ def our_contenders(sample: Sample) -> list[Contender]:
 
     Raises VerificationError if one does not give back what it was given.
     """
-    ans = _coded_blocks(sample, "ans")
+    ans = _coded(sample, "ans")
     return [
-        _coder(sample, "ans", ans, "checksum and range check included"),
+        _coder(sample, "ans", ans),
         _to_float16(sample, ans),
-        _coder(sample, "huffman", _coded_blocks(sample, "huffman"), "checksum and range check included"),
-        _coder(sample, "raw", _coded_blocks(sample, "raw"), "checksum and range check included"),
+        _coder(sample, "huffman", _coded(sample, "huffman")),
+        _coder(sample, "raw", _coded(sample, "raw")),
         _unpacking(sample),
         _copying(sample),
     ]
@@ -69,100 +87,103 @@ def rival_contender(rival: Rival, sample: Sample) -> Contender:
     codec = rival.open()
     try:
         payloads = [codec.encode(source) for source in sources]
-        decoded = [np.frombuffer(codec.decode(payload, out), out.dtype) for payload, out in zip(payloads, outs, strict=True)]
+        decoded = [
+            np.frombuffer(codec.decode(payload, out), out.dtype) for payload, out in zip(payloads, outs, strict=True)
+        ]
         same = all(np.array_equal(back, source) for back, source in zip(decoded, sources, strict=True))
     except Exception:  # other people's code: whatever is wrong with it must not end the run
         same, payloads = False, []
     if not same:
-        return Contender(rival.name, rival.settings, rival.version, None, None, None, verified=False)
+        return Contender(rival.name, rival.settings, rival.library, None, None, None, verified=False)
 
-    def encode(numbers: Sequence[int]) -> Job:
-        function = rival.open().encode
-        return _each(lambda i: function(sources[i]), numbers)
+    def encoding(share: Sequence[int]) -> Job:
+        encode = rival.open().encode  # for one thread at a time
+        return _each(lambda i: encode(sources[i]), share)
 
-    def decode(numbers: Sequence[int]) -> Job:
-        function = rival.open().decode
-        return _each(lambda i: function(payloads[i], outs[i]), numbers)
+    def decoding(share: Sequence[int]) -> Job:
+        decode = rival.open().decode
+        return _each(lambda i: decode(payloads[i], outs[i]), share)
 
-    nbytes = sum(len(payload) for payload in payloads)
-    return Contender(rival.name, rival.settings, rival.version, nbytes, encode, decode)
+    return Contender(
+        rival.name,
+        rival.settings,
+        rival.library,
+        sum(len(payload) for payload in payloads),
+        lambda crew: tuple(map(encoding, crew.shares)),
+        lambda crew: tuple(map(decoding, crew.shares)),
+    )
 
 
 # ---------------------------------------------------------------------------------------------- our own
 @dataclass(frozen=True)
-class _CodedBlock:
-    """The chunks of a block, each with the place in `out` (uint8 [packed bytes of the block]) that it decodes to."""
+class _Coded:
+    """A sample in a file. tasks, tensors: for each block what decodes it, and the tensor that then holds it."""
 
-    chunks: tuple[EncodedChunk, ...]
-    places: tuple[NDArray[np.uint8], ...]
-    out: NDArray[np.uint8]
-    args: QuantizationArgs
+    nbytes: int
+    tasks: tuple[list[Tasks], ...]
+    tensors: tuple[QuantizedTensor, ...]
 
-    def decode(self) -> None:
-        """As a reader does: checksum, coder, range check."""
-        for chunk, place in zip(self.chunks, self.places, strict=True):
-            decode_chunk(chunk.coder, chunk.streams, chunk.checksum, chunk.payload, chunk.table, place)
-            problem = range_problem(place, chunk.codes, self.args)
-            if problem:
-                raise CorruptionError(problem)
+    def decoding(self, crew: Crew) -> tuple[Job]:
+        """All chunks as one job that spreads itself over the crew, as when a model is loaded."""
+        tasks = [task for share in crew.shares for i in share for task in self.tasks[i]]
+        return (lambda: run_tasks(tasks, crew.run),)
 
 
-def _coded_blocks(sample: Sample, choice: str) -> list[_CodedBlock]:
-    """Every block coded, decoded and compared."""
-    blocks: list[_CodedBlock] = []
-    for block in sample.blocks:
-        chunks = tuple(_encode(block, choice, sample.chunk_codes))
-        out = np.zeros_like(block.packed)
-        coded = _CodedBlock(chunks, tuple(_places(chunks, out, block.args.storage_bits)), out, block.args)
-        coded.decode()
-        if not np.array_equal(out, block.packed):
-            raise VerificationError(f"{choice} does not give back what it was given; this is a bug in qzc")
-        blocks.append(coded)
-    return blocks
+def _coded(sample: Sample, coder: Literal["ans", "huffman", "raw"]) -> _Coded:
+    """Every block coded, written, decoded and compared."""
+    names = [f"{i:08}" for i in range(len(sample.blocks))]
+    # The map outlives the file; only Windows keeps a file that is mapped.
+    with TemporaryDirectory(prefix="qzc-bench-", ignore_cleanup_errors=True) as folder:
+        path = Path(folder) / "sample.qzc"
+        save_file(
+            dict(zip(names, sample.blocks, strict=True)), path, coder=coder, chunk_codes=sample.chunk_codes, threads=1
+        )
+        reader = Reader(path)
+    outs = [np.zeros_like(block.packed) for block in sample.blocks]
+    tasks = tuple(reader.decoding(name, out=out).tasks for name, out in zip(names, outs, strict=True))
+    tensors = tuple(replace(block, packed=out) for block, out in zip(sample.blocks, outs, strict=True))
+    coded = _Coded(_stored_nbytes(reader, names), tasks, tensors)
+    run_tasks([task for block in tasks for task in block])
+    if not all(np.array_equal(out, block.packed) for out, block in zip(outs, sample.blocks, strict=True)):
+        raise VerificationError(f"{coder} does not give back what it was given; this is a bug in qzc")
+    return coded
 
 
-def _encode(block: QuantizedTensor, choice: str, chunk_codes: int) -> list[EncodedChunk]:
-    return encode_run(
-        block.packed, prod(block.shape), block.args.storage_bits, choice, chunk_codes, verify=False
-    )
+def _stored_nbytes(reader: Reader, names: Sequence[str]) -> int:
+    """Payloads of the codes, their rows of the chunk index, and the tables that these name."""
+    indexes = [reader.planes(name).index for name in names]
+    rows = np.concatenate([index.rows[index.rows["plane"] == 0] for index in indexes])
+    tables = {(int(row["coder"]), int(row["table"])) for row in rows}
+    return int(rows["nbytes"].sum()) + rows.nbytes + sum(CODERS[coder].table_nbytes for coder, _ in tables)
 
 
-def _places(chunks: Sequence[EncodedChunk], out: NDArray[np.uint8], width: int) -> Iterator[NDArray[np.uint8]]:
-    at = 0
-    for chunk in chunks:
-        nbytes = packed_nbytes(chunk.codes, width)
-        yield out[at : at + nbytes]
-        at += nbytes
+def _coder(sample: Sample, choice: Literal["ans", "huffman", "raw"], coded: _Coded) -> Contender:
+    def encode(i: int) -> object:
+        return encode_tensor(sample.blocks[i], choice, sample.chunk_codes, verify=False)
+
+    settings = "checksum and range check included"
+    return Contender(choice, settings, None, coded.nbytes, lambda crew: crew.each(encode), coded.decoding)
 
 
-def _nbytes(blocks: Sequence[_CodedBlock]) -> int:
-    """Payloads, the rows of the chunk index, and the tables."""
-    sizes = [coded_size(block.chunks) for block in blocks]
-    return sum(size.payload + size.index + size.tables for size in sizes)
-
-
-def _coder(sample: Sample, choice: str, coded: Sequence[_CodedBlock], settings: str) -> Contender:
-    def encode(numbers: Sequence[int]) -> Job:
-        return _each(lambda i: _encode(sample.blocks[i], choice, sample.chunk_codes), numbers)
-
-    return Contender(choice, settings, None, _nbytes(coded), encode, lambda numbers: _each(_decoding(coded), numbers))
-
-
-def _to_float16(sample: Sample, coded: Sequence[_CodedBlock]) -> Contender:
-    tensors = [replace(block, packed=c.out) for block, c in zip(sample.blocks, coded, strict=True)]
+def _to_float16(sample: Sample, coded: _Coded) -> Contender:
     outs = [np.zeros(block.shape, np.float16) for block in sample.blocks]
 
-    def dequantized(i: int) -> None:
-        coded[i].decode()
-        dequantize(tensors[i], np.float16, out=outs[i])
+    def decoding(share: Sequence[int]) -> Job:
+        tasks = [task for i in share for task in coded.tasks[i]]
 
-    for i, block in enumerate(sample.blocks):
-        dequantized(i)
-        if not np.array_equal(outs[i], dequantize(block, np.float32).astype(np.float16)):
+        def job() -> None:
+            run_tasks(tasks)
+            for i in share:
+                coded.tensors[i].dequantize(np.float16, outs[i])
+
+        return job
+
+    decoding(range(len(outs)))()
+    for block, out in zip(sample.blocks, outs, strict=True):
+        if not np.array_equal(out, block.dequantize(np.float32).astype(np.float16)):
             raise VerificationError("float16 weights differ from float32 ones rounded; this is a bug in qzc")
-    return Contender(
-        "ans-float16", "ans, then weights in float16", None, _nbytes(coded), None, lambda n: _each(dequantized, n)
-    )
+    text = "ans, then weights in float16"
+    return Contender("ans-float16", text, None, coded.nbytes, None, lambda crew: tuple(map(decoding, crew.shares)))
 
 
 def _unpacking(sample: Sample) -> Contender:
@@ -179,7 +200,7 @@ def _unpacking(sample: Sample) -> Contender:
         raise VerificationError("packed codes differ after unpacking; this is a bug in qzc")
     nbytes = sum(block.packed.size for block in blocks)
     text = "one byte per code, not coded"
-    return Contender("unpack", text, None, nbytes, lambda n: _each(pack, n), lambda n: _each(unpack, n))
+    return Contender("unpack", text, None, nbytes, lambda crew: crew.each(pack), lambda crew: crew.each(unpack))
 
 
 def _copying(sample: Sample) -> Contender:
@@ -189,11 +210,7 @@ def _copying(sample: Sample) -> Contender:
         np.copyto(outs[i], sample.blocks[i].packed)
 
     nbytes = sum(out.size for out in outs)
-    return Contender("memcpy", "packed codes copied", None, nbytes, None, lambda n: _each(copy, n))
-
-
-def _decoding(coded: Sequence[_CodedBlock]) -> Callable[[int], object]:
-    return lambda i: coded[i].decode()
+    return Contender("memcpy", "packed codes copied", None, nbytes, None, lambda crew: crew.each(copy))
 
 
 def _each(function: Callable[[int], object], numbers: Sequence[int]) -> Job:

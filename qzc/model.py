@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from .codec.batch import run_tasks
 from .codec.dequantize import float_dtype
 from .codec.errors import CorruptionError, InvalidArgumentError
 from .codec.tensor import QuantizedTensor
@@ -69,7 +70,7 @@ class Model(Mapping[str, QuantizedTensor | NDArray[Any]]):
         as the packed buffer. Raises InvalidArgumentError for a tensor that is not quantized, CorruptionError.
         """
         decoding = self._file(name).decoding(name, rows, out)
-        self._finish(decoding.jobs)
+        run_tasks(decoding.tasks, self._run)
         return decoding.finish()
 
     def array(self, name: str, rows: slice | None = None) -> NDArray[Any]:
@@ -136,7 +137,7 @@ class Model(Mapping[str, QuantizedTensor | NDArray[Any]]):
             else:
                 array = self.array(name) if packed else self.dequantize(name, target)
                 result[name] = array if array.flags.owndata else array.copy()  # not a view of the file
-        self._finish([job for _, decoding in pending for job in decoding.jobs])
+        run_tasks([tasks for _, decoding in pending for tasks in decoding.tasks], self._run)
         for name, decoding in pending:
             tensor = decoding.finish()
             result[name] = tensor if packed else tensor.dequantize(target or numpy_dtype(tensor.dtype))
@@ -167,10 +168,6 @@ class Model(Mapping[str, QuantizedTensor | NDArray[Any]]):
             raise InvalidArgumentError(f"no tensor named {name!r}; `keys()` and `qzc ls` show the names")
         return self._home[name]
 
-    def _finish(self, jobs: list[Callable[[], None]]) -> None:
-        for _ in self._run(_call, jobs):
-            pass
-
 
 def open(path: str | Path, threads: int = 0) -> Model:
     """Open a `.qzc` file or a folder of them. See `Model`."""
@@ -193,7 +190,3 @@ def load_file(
 
 def _is_float(dtype: np.dtype[Any]) -> bool:
     return dtype.kind == "f" or dtype.name.startswith(("bfloat", "float"))
-
-
-def _call(job: Callable[[], None]) -> None:
-    job()

@@ -80,8 +80,7 @@ def verify(
                         continue
                     reader.check(name)
                     if info.args:
-                        chunks += len(reader.planes(name).index.rows)
-                        reader.quantized(name, run=run)
+                        chunks += reader.check_chunks(name, run)
                     reader.release(name)
                     done += info.nbytes
                     tell(name, done, total)

@@ -179,7 +179,7 @@ def random_coded(
 ) -> tuple[Coded, Decoded]:
     dtype, shape = str(rng.choice(["F64", "F32", "F16", "BF16"])), random_shape(rng)
     rows, columns = (shape[0], int(np.prod(shape[1:]))) if shape else (1, 1)
-    num_bits, symmetric = int(rng.integers(1, 9)), bool(rng.random() < 0.5) or rows * columns == 0
+    num_bits, symmetric = int(rng.integers(1, 9)), bool(rng.random() < 0.5)
     width = next(width for width in (1, 2, 4, 8) if width >= num_bits)
     strategy, group_size = str(rng.choice(["tensor", "channel", "group"])), None
     scale_shape: tuple[int, ...] = (1,) if strategy == "tensor" else (rows, 1)

@@ -30,6 +30,7 @@ NOT_RUN = {
     "ruff ": "a step of .ci/run",
     "mypy ": "a step of .ci/run",
     ".ci/run": "runs this test",
+    "python benchmarks/coders.py": "measures for minutes; test_bench.py runs it for a moment",
     "python fixtures/make_model.py": "needs the model it cuts from; test_fixtures.py runs it where that lies",
 }
 

@@ -114,7 +114,7 @@ def _nibble(x: U, frequencies: NDArray[np.uint16]) -> tuple[U, U]:
 
 
 @inlined
-def _steps(begin: U, end: U, s: U, position: Addresses, target: Addresses, t: U) -> None:
+def _steps(begin: U, end: U, live: int, s: U, position: Addresses, target: Addresses, t: U) -> None:
     tables = (
         load_twice(t), load_twice(t + U(16)), load_twice(t + U(32)), load_twice(t + U(48)), load_twice(t + U(64)),
         load_twice(t + U(80)), load_twice(t + U(96)), load_twice(t + U(112)), load_twice(t + U(128)),

@@ -17,6 +17,7 @@ from .ans_streams_avx2 import STATE, Addresses, encode, put_words
 from .jit import inlined, kernel
 from .simd import (
     Register,
+    add_b,
     add_f,
     add_h,
     add_u64,
@@ -51,10 +52,9 @@ from .simd import (
     unpack_high_h,
     unpack_low_b,
     unpack_low_h,
-    xor,
 )
 
-_zero, _sign, _256, _nibbles = splat_h(0), splat_h(128), splat_h(256), splat_b(15)
+_zero, _256, _nibbles = splat_h(0), splat_h(256), splat_b(15)
 _shift4, _shift7, _signs = shift_right_h(4), shift_right_h(7), shift_signed_h(15)
 # As the high halves of floats these make 2^23 + l and 2^39 + 2^16 h of low halves l and h.
 _low_float, _high_float, _float_bias = splat_h(0x4B00), splat_h(0x5300), splat_f(2.0**39 + 2.0**23)
@@ -73,31 +73,41 @@ def encode_ans16(
 
 @inlined
 def _fill(frequencies: NDArray[np.uint16], t: U) -> None:
-    """Tables by symbol: 0 frequency, 1 start, 2 k, 3 and 4 low and high byte of m. Then d in 32 bytes."""
+    """Tables by symbol: 0 frequency, 1 start + 128, 2 k, 3 and 4 low and high byte of m. Then d in 32 bytes."""
     for i in range(80):
         store_u8(t + U(i), U(0))
     delta = 0
     for symbol in range(16):
-        f = I(frequencies[symbol])
-        if f > 0 and (((1 << 23) - 1) // f + 1) * f * f - (f << 23) > 1 << 15:  # only some above 181, so one at most
-            delta = 1
-    start = 0
+        delta |= needs_delta(I(frequencies[symbol]))
+    start = 128
     for symbol in range(16):
         f = I(frequencies[symbol])
         if f > 0:
-            k = 1
-            while f * k * 2 + delta <= 256:
-                k *= 2
-            k = min(255, k)
-            m = ((1 << 23) - 1) // (f * k) + 1 - delta
+            k, m = reciprocal(f, delta)
             store_u8(t + U(symbol), U(f))
-            store_u8(t + U(16 + symbol), U(start))
+            store_u8(t + U(16 + symbol), U(start & 255))
             store_u8(t + U(32 + symbol), U(k))
             store_u8(t + U(48 + symbol), U(m & 255))
             store_u8(t + U(64 + symbol), U(m >> 8))
             start += f
     for i in range(16):
         store_u16(t + U(96 + 2 * i), U(delta))
+
+
+@inlined
+def needs_delta(f: int) -> int:
+    """Whether d must be 1 for a frequency f: for some above 181, and then no other is above 74."""
+    return 1 if f > 181 and (((1 << 23) - 1) // f + 1) * f * f - (f << 23) > 1 << 15 else 0
+
+
+@inlined
+def reciprocal(f: int, delta: int) -> tuple[int, int]:
+    """k and m such that u // f == (u + delta) * k * m >> 23 for 0 <= u < 256 * f; (u + delta) * k and m fit 16 bits."""
+    k = 1
+    while f * k * 2 + delta <= 256:
+        k *= 2
+    k = min(k, 255)
+    return k, ((1 << 23) - 1) // (f * k) + 1 - delta
 
 
 @inlined
@@ -120,7 +130,7 @@ def _nibble(x: U, symbol: U, frequencies: NDArray[np.uint16]) -> U:
 
 
 @inlined
-def _steps(begin: U, end: U, s: U, position: Addresses, source: Addresses, t: U) -> None:
+def _steps(begin: U, end: U, live: int, s: U, position: Addresses, source: Addresses, t: U) -> None:
     tables = (
         load_twice(t), load_twice(t + U(16)), load_twice(t + U(32)), load_twice(t + U(48)), load_twice(t + U(64)),
         load(t + U(96)),
@@ -130,46 +140,72 @@ def _steps(begin: U, end: U, s: U, position: Addresses, source: Addresses, t: U)
     at = end
     while at > begin:
         at -= U(LANES)
-        p0, p1 = _step((s, s + STATE), p0, p1, (d0 + at, d1 + at), tables)
-        p2, p3 = _step((s + U(2) * STATE, s + U(3) * STATE), p2, p3, (d2 + at, d3 + at), tables)
+        p0, p1, p2, p3 = _step((s, s + STATE), (s + U(2) * STATE, s + U(3) * STATE), p0, p1, p2, p3,
+                               (d0 + at, d1 + at), (d2 + at, d3 + at), tables)  # fmt: skip
     position[0], position[1], position[2], position[3] = p0, p1, p2, p3
 
 
 @inlined
-def _step(s: Register, p0: U, p1: U, data: Register, t: Register) -> tuple[U, U]:
-    """One step of two streams."""
-    codes = load(data)
-    low, high = and_(codes, _nibbles()), and_(_shift4(codes), _nibbles())
-    f, g = shuffle_b(t[0], low), shuffle_b(t[0], high)
-    fa, fb, ga, gb = unpack_low_b(f, _zero()), unpack_high_b(f, _zero()), unpack_low_b(g, _zero()), unpack_high_b(g, _zero())
-    ja, jb = mul_h(fa, ga), mul_h(fb, gb)
-    la, lb, ha, hb = load(s), load(add_u64(s, U(32))), load(add_u64(s, U(64))), load(add_u64(s, U(96)))
-    na, nb = equal_h(min_h(ha, ja), ja), equal_h(min_h(hb, jb), jb)
-    m = mask_bits_h(na, nb)
+def _step(
+    s: Register, z: Register, p0: U, p1: U, p2: U, p3: U, source: Register, source2: Register, t: Register
+) -> tuple[U, U, U, U]:
+    """One step of the streams with states at s[0], s[1] (names a, b) and z[0], z[1] (names c, d)."""
+    low, high, fa, fb, ga, gb, ja, jb, ha, hb, la, lb, na, nb, m = _look_up(s, source, t)
+    low2, high2, fc, fd, gc, gd, jc, jd, hc, hd, lc, ld, nc, nd, m2 = _look_up(z, source2, t)
     p0 = put_words(p0, m[0], la[0], lb[0])
     p1 = put_words(p1, m[1], la[1], lb[1])
-    ha, ua = _divide(blend_b(na, ha, la), and_not(na, ha), ja)
-    hb, ub = _divide(blend_b(nb, hb, lb), and_not(nb, hb), jb)
-    store(add_u64(s, U(64)), ha)
-    store(add_u64(s, U(96)), hb)
+    ua, ub = _divide(s, blend_b(na, ha, la), blend_b(nb, hb, lb), and_not(na, ha), and_not(nb, hb), ja, jb)
+    p2 = put_words(p2, m2[0], lc[0], ld[0])
+    p3 = put_words(p3, m2[1], lc[1], ld[1])
+    uc, ud = _divide(z, blend_b(nc, hc, lc), blend_b(nd, hd, ld), and_not(nc, hc), and_not(nd, hd), jc, jd)
     ua, ub = _encode(ua, ub, ga, gb, high, t)
+    uc, ud = _encode(uc, ud, gc, gd, high2, t)
     ua, ub = _encode(ua, ub, fa, fb, low, t)
     store(s, ua)
     store(add_u64(s, U(32)), ub)
-    return p0, p1
+    uc, ud = _encode(uc, ud, fc, fd, low2, t)
+    store(z, uc)
+    store(add_u64(z, U(32)), ud)
+    return p0, p1, p2, p3
 
 
 @inlined
-def _divide(l: Register, h: Register, f: Register) -> tuple[Register, Register]:
-    """Quotient and remainder of 2^16 h + l by f, if the quotient is below 2^16."""
-    x = add_f(sub_f(unpack_low_h(h, _high_float()), _float_bias()), unpack_low_h(l, _low_float()))
-    y = add_f(sub_f(unpack_high_h(h, _high_float()), _float_bias()), unpack_high_h(l, _low_float()))
+def _look_up(s: Register, source: Register, t: Register) -> tuple[Register, ...]:
+    """Nibbles, frequencies, joint frequencies and states, and which states must give up a word."""
+    codes = load(source)
+    low, high = and_(codes, _nibbles()), and_(_shift4(codes), _nibbles())
+    f, g = shuffle_b(t[0], low), shuffle_b(t[0], high)
+    fa, fb = unpack_low_b(f, _zero()), unpack_high_b(f, _zero())
+    ga, gb = unpack_low_b(g, _zero()), unpack_high_b(g, _zero())
+    ja, jb = mul_h(fa, ga), mul_h(fb, gb)
+    ha, hb = load(add_u64(s, U(64))), load(add_u64(s, U(96)))
+    na, nb = equal_h(min_h(ha, ja), ja), equal_h(min_h(hb, jb), jb)
+    return low, high, fa, fb, ga, gb, ja, jb, ha, hb, load(s), load(add_u64(s, U(32))), na, nb, mask_bits_h(na, nb)
+
+
+@inlined
+def _divide(
+    s: Register, la: Register, lb: Register, ha: Register, hb: Register, fa: Register, fb: Register
+) -> tuple[Register, Register]:
+    """Remainders of x by f. Stores the quotients."""
+    qa, ua = _quotient(la, ha, fa)
+    qb, ub = _quotient(lb, hb, fb)
+    store(add_u64(s, U(64)), qa)
+    store(add_u64(s, U(96)), qb)
+    return ua, ub
+
+
+@inlined
+def _quotient(low: Register, high: Register, f: Register) -> tuple[Register, Register]:
+    """Quotient and remainder of 2^16 high + low by f, if the quotient is below 2^16."""
+    x = add_f(sub_f(unpack_low_h(high, _high_float()), _float_bias()), unpack_low_h(low, _low_float()))
+    y = add_f(sub_f(unpack_high_h(high, _high_float()), _float_bias()), unpack_high_h(low, _low_float()))
     x = divide_f(x, float_d(unpack_low_h(f, _zero())))
     y = divide_f(y, float_d(unpack_high_h(f, _zero())))
     # Rounded to nearest, the quotient is right or one too large, for the error of x is below 2^-7; so the remainder is
     # in -32767..32767: f = 255 * 255 reaches -32767.5.
     q = pack_d(and_(round_f(x), _low_half_d()), and_(round_f(y), _low_half_d()))
-    u = sub_h(l, mul_h(q, f))
+    u = sub_h(low, mul_h(q, f))
     negative = _signs(u)
     return add_h(q, negative), add_h(u, and_(negative, f))
 
@@ -183,6 +219,7 @@ def _encode(
     m, n = shuffle_b(t[3], symbols), shuffle_b(t[4], symbols)
     qa = _shift7(mul_high_h(mul_h(add_h(a, t[5]), unpack_low_b(k, _zero())), unpack_low_b(m, n)))
     qb = _shift7(mul_high_h(mul_h(add_h(b, t[5]), unpack_high_b(k, _zero())), unpack_high_b(m, n)))
-    a = add_h(add_h(a, unpack_low_b(c, _zero())), mul_h(qa, sub_h(_256(), fa)))
-    b = add_h(add_h(b, unpack_high_b(c, _zero())), mul_h(qb, sub_h(_256(), fb)))
-    return xor(a, _sign()), xor(b, _sign())
+    # The format wants slot + 128 modulo 256: the start brings the 128, and an addition of bytes the modulo.
+    a = add_h(a, mul_h(qa, sub_h(_256(), fa)))
+    b = add_h(b, mul_h(qb, sub_h(_256(), fb)))
+    return add_b(a, unpack_low_b(c, _zero())), add_b(b, unpack_high_b(c, _zero()))

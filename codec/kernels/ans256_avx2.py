@@ -79,13 +79,14 @@ def _decode_byte(x: U, frequencies: NDArray[np.uint16], table: U) -> tuple[U, U]
 
 
 @inlined
-def _decode_steps(begin: U, end: U, s: U, position: Addresses, target: Addresses, table: U) -> None:
+def _decode_steps(begin: U, end: U, live: int, s: U, position: Addresses, target: Addresses, table: U) -> None:
     p0, p1, p2, p3 = position[0], position[1], position[2], position[3]
     o0, o1, o2, o3 = target[0], target[1], target[2], target[3]
     at = begin
     while at < end:
         p0, p1 = _decode_step((s, s + STATE), p0, p1, (o0 + at, o1 + at), table)
-        p2, p3 = _decode_step((s + U(2) * STATE, s + U(3) * STATE), p2, p3, (o2 + at, o3 + at), table)
+        if live > 2:
+            p2, p3 = _decode_step((s + U(2) * STATE, s + U(3) * STATE), p2, p3, (o2 + at, o3 + at), table)
         at += U(LANES)
     position[0], position[1], position[2], position[3] = p0, p1, p2, p3
 
@@ -97,16 +98,16 @@ def _decode_step(s: Register, p0: U, p1: U, out: Register, table: U) -> tuple[U,
     w, i = _decode(unpack_low_h(la, ha), table)
     x, j = _decode(unpack_high_h(la, ha), table)
     y, k = _decode(unpack_low_h(lb, hb), table)
-    z, l = _decode(unpack_high_h(lb, hb), table)
+    z, m = _decode(unpack_high_h(lb, hb), table)
     ha, hb = pack_d(_down16(w), _down16(x)), pack_d(_down16(y), _down16(z))
     la, lb = pack_d(and_(w, _low_16()), and_(x, _low_16())), pack_d(and_(y, _low_16()), and_(z, _low_16()))
     na, nb = equal_h(ha, _zero()), equal_h(hb, _zero())
-    m = mask_bits_h(na, nb)
-    store(out, pack_h(pack_d(i, j), pack_d(k, l)))
+    store(out, pack_h(pack_d(i, j), pack_d(k, m)))
+    mask = mask_bits_h(na, nb)
     store(add_u64(s, U(64)), blend_b(na, la, ha))
     store(add_u64(s, U(96)), blend_b(nb, lb, hb))
-    a0, b0, p0 = take_words(p0, m[0])
-    a1, b1, p1 = take_words(p1, m[1])
+    a0, b0, p0 = take_words(p0, mask[0])
+    a1, b1, p1 = take_words(p1, mask[1])
     store(s, blend_b(na, (a0, a1), la))
     store(add_u64(s, U(32)), blend_b(nb, (b0, b1), lb))
     return p0, p1
@@ -144,42 +145,36 @@ def _encode_byte(x: U, value: U, frequencies: NDArray[np.uint16]) -> tuple[U, bo
 
 
 @inlined
-def _encode_steps(begin: U, end: U, s: U, position: Addresses, source: Addresses, table: U) -> None:
-    p0, p1, p2, p3 = position[0], position[1], position[2], position[3]
-    d0, d1, d2, d3 = source[0], source[1], source[2], source[3]
+def _encode_steps(begin: U, end: U, live: int, states: U, position: Addresses, source: Addresses, table: U) -> None:
     at = end
     while at > begin:
         at -= U(LANES)
-        p0, p1 = _encode_step((s, s + STATE), p0, p1, (d0 + at, d1 + at), table)
-        p2, p3 = _encode_step((s + U(2) * STATE, s + U(3) * STATE), p2, p3, (d2 + at, d3 + at), table)
-    position[0], position[1], position[2], position[3] = p0, p1, p2, p3
+        for k in range(live):
+            position[k] = _encode_step(states + STATE * U(k), position[k], source[k] + at, table)
 
 
 @inlined
-def _encode_step(s: Register, p0: U, p1: U, source: Register, table: U) -> tuple[U, U]:
-    """One step of two streams."""
+def _encode_step(s: U, p: U, source: U, table: U) -> U:
     codes = load(source)
     a, b = unpack_low_b(codes, _zero()), unpack_high_b(codes, _zero())
     i, j = look_up_d(table, unpack_low_h(a, _zero())), look_up_d(table, unpack_high_h(a, _zero()))
-    k, l = look_up_d(table, unpack_low_h(b, _zero())), look_up_d(table, unpack_high_h(b, _zero()))
-    la, lb, ha, hb = load(s), load(add_u64(s, U(32))), load(add_u64(s, U(64))), load(add_u64(s, U(96)))
+    k, m = look_up_d(table, unpack_low_h(b, _zero())), look_up_d(table, unpack_high_h(b, _zero()))
+    la, lb, ha, hb = load(s), load(s + U(32)), load(s + U(64)), load(s + U(96))
     # x >= f << 20 is h >> 4 >= f
     fa = pack_d(and_(i, _low_12()), and_(j, _low_12()))
-    fb = pack_d(and_(k, _low_12()), and_(l, _low_12()))
+    fb = pack_d(and_(k, _low_12()), and_(m, _low_12()))
     na, nb = equal_h(min_h(_down4(ha), fa), fa), equal_h(min_h(_down4(hb), fb), fb)
-    m = mask_bits_h(na, nb)
-    p0 = put_words(p0, m[0], la[0], lb[0])
-    p1 = put_words(p1, m[1], la[1], lb[1])
+    p = put_words(p, mask_bits_h(na, nb), la, lb)
     la, lb, ha, hb = blend_b(na, ha, la), blend_b(nb, hb, lb), and_not(na, ha), and_not(nb, hb)
     w = _encode(unpack_low_h(la, ha), unpack_low_h(la, _low_float()), unpack_low_h(ha, _high_float()), i)
     x = _encode(unpack_high_h(la, ha), unpack_high_h(la, _low_float()), unpack_high_h(ha, _high_float()), j)
     y = _encode(unpack_low_h(lb, hb), unpack_low_h(lb, _low_float()), unpack_low_h(hb, _high_float()), k)
-    z = _encode(unpack_high_h(lb, hb), unpack_high_h(lb, _low_float()), unpack_high_h(hb, _high_float()), l)
+    z = _encode(unpack_high_h(lb, hb), unpack_high_h(lb, _low_float()), unpack_high_h(hb, _high_float()), m)
     store(s, pack_d(and_(w, _low_16()), and_(x, _low_16())))
-    store(add_u64(s, U(32)), pack_d(and_(y, _low_16()), and_(z, _low_16())))
-    store(add_u64(s, U(64)), pack_d(_down16(w), _down16(x)))
-    store(add_u64(s, U(96)), pack_d(_down16(y), _down16(z)))
-    return p0, p1
+    store(s + U(32), pack_d(and_(y, _low_16()), and_(z, _low_16())))
+    store(s + U(64), pack_d(_down16(w), _down16(x)))
+    store(s + U(96), pack_d(_down16(y), _down16(z)))
+    return p
 
 
 @inlined

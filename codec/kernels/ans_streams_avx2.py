@@ -74,8 +74,11 @@ def decode(
     steps: Function,
     byte: Function,
 ) -> int:
-    """Decode with steps(begin, end, states, position, target, tables), which decodes bytes begin .. end - 1 of four
-    streams (multiples of 32) and moves the positions, and byte(x, frequencies, tables) -> (x, byte) for one lane.
+    """Decode with two functions of the coder.
+
+    steps(begin, end, live, states, position, target, tables) decodes bytes begin .. end - 1 (multiples of 32) of four
+    streams and moves the positions; only the first `live` are needed, the others are repetitions of stream 0.
+    byte(x, frequencies, tables) -> (x, byte) decodes one byte of one lane, without the refill.
     """
     n = out.size
     if streams < 1 or streams > 255:
@@ -129,7 +132,7 @@ def decode(
                             position[j] = pad
                             limit[j] = pad + U(_REACH)
                     pause = min(full, done + _BATCH * LANES)
-                    steps(U(done), U(pause), states, position, target, tables)
+                    steps(U(done), U(pause), valid, states, position, target, tables)
                     done = pause
             valid = k
             status = _finish(
@@ -237,8 +240,11 @@ def encode(
     steps: Function,
     byte: Function,
 ) -> int:
-    """Encode with steps(begin, end, states, position, source, tables), which codes bytes end - 1 .. begin of four
-    streams and moves the positions down, and byte(x, byte, frequencies) -> (x, over, word) for one lane.
+    """Encode with two functions of the coder.
+
+    steps(begin, end, live, states, position, source, tables) codes bytes end - 1 .. begin (multiples of 32) of four
+    streams and moves the positions down; only the first `live` are needed, the others are repetitions of stream 0.
+    byte(x, byte, frequencies) -> (x, over, word) codes one byte of one lane; if `over`, the word goes to the stream.
     """
     n = packed.size
     share = (n + LANES * streams - 1) // (LANES * streams) * LANES
@@ -270,7 +276,7 @@ def encode(
                 position[k], source[k] = position[0], source[0]
                 _copy_states(states, states + STATE * U(k))
             if begin > stop:
-                steps(U(stop), U(begin), states, position, source, tables)
+                steps(U(stop), U(begin), count - 1 + joined, states, position, source, tables)
         for k in range(count):
             words[first + k, 1] = (words[first + k, 0] - position[k]) >> U(1)
             words[first + k, 0] = position[k]
@@ -284,7 +290,7 @@ def encode(
         store_u32(end + U(4 * k), words[k, 1])
         for lane in range(LANES):
             store_u32(end + U(4 * (streams + k * LANES + lane)), U(headers[k, lane]))
-    return I(U(dst.ctypes.data) + U(dst.size) - end)
+    return int(U(dst.ctypes.data) + U(dst.size) - end)
 
 
 @inlined

@@ -17,5 +17,5 @@ def chain(steps: int, x: np.uint64, a: np.uint64, b: np.uint64) -> np.uint64:
     for free.
     """
     for _ in range(steps):
-        x = ((((x ^ a) + b) ^ b) + a)
+        x = (((x ^ a) + b) ^ b) + a
     return x

@@ -11,31 +11,34 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .dequantize import to_bfloat16, to_float16
+from .dequantize import to_bfloat16
 from .jit import inlined, kernel
 from .simd import (
     and_,
-    constant_b,
+    constant_f,
+    fill_f,
+    high_bytes_h,
     high_half,
+    join,
     load,
     load_twice,
-    load_u64,
+    low_bytes_h,
     low_half,
-    scratch,
+    mul_f,
     shift_right_h,
     shuffle_b,
     splat_b,
     store,
     store_half,
-    store_u64,
+    sub_f,
     unpack_high_b,
     unpack_low_b,
 )
+from .simd import to_float16 as half_of
 
 U: Any = np.uint64
 _nibble, _shift4 = splat_b(15), shift_right_h(4)
-_split = constant_b([0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15])
-_planes = scratch(32)  # of the 16 values of a group: low bytes, then high bytes
+_first, _second = constant_f([*range(8)]), constant_f([*range(8, 16)])
 
 
 @kernel
@@ -51,33 +54,30 @@ def dequantize4(
     out16: NDArray[np.uint16],
 ) -> None:
     """As `dequantize.dequantize` with storage_bits = 4 and half = 1 or 2. start, group_size and columns must be even."""
-    floats, shifted = np.empty(16, np.float32), np.empty(16, np.float32)
-    bits, shifted_bits = floats.view(np.uint32), shifted.view(np.uint32)
+    floats = np.empty(16, np.float32)
+    bits = floats.view(np.uint32)
     table = np.empty(16, np.uint16)
-    planes = _planes()
     code, at = start, 0
     while at < out16.size:
         row = at // columns if scale.shape[0] > 1 else 0
         for group in range((columns + group_size - 1) // group_size):
             s = scale[row, group]
             z = np.float32(zero_point[row, group]) if zero_point.size else np.float32(symmetric_zero_point)
-            for c in range(16):
-                floats[c] = (np.float32(c) - z) * s
-                shifted[c] = abs(floats[c]) + np.float32(0.5)
             if half == 1:
-                for c in range(16):
-                    table[c] = to_float16(bits[c], shifted_bits[c])
+                zeros, scales = fill_f(z), fill_f(s)
+                low, high = mul_f(sub_f(_first(), zeros), scales), mul_f(sub_f(_second(), zeros), scales)
+                values = join(half_of(low), half_of(high))
+                store(U(table.ctypes.data), values)
             else:
                 for c in range(16):
+                    floats[c] = (np.float32(c) - z) * s
+                for c in range(16):
                     table[c] = to_bfloat16(bits[c])
-            store(planes, shuffle_b(load(U(table.ctypes.data)), _split()))  # low bytes of 0..7, high bytes, the same of 8..15
-            middle = load_u64(planes + U(8))
-            store_u64(planes + U(8), load_u64(planes + U(16)))
-            store_u64(planes + U(16), middle)
+                values = load(U(table.ctypes.data))
             length = min(group_size, columns - group * group_size)
-            whole = length // 64 * 64
-            _look_up(U(packed.ctypes.data) + U(code // 2), U(out16.ctypes.data) + U(2 * at), U(whole // 64), planes)
-            for i in range(whole, length, 2):
+            source, target = U(packed.ctypes.data) + U(code // 2), U(out16.ctypes.data) + U(2 * at)
+            _look_up(source, target, U(length // 32), values)
+            for i in range(length // 32 * 32, length, 2):
                 pair = packed[(code + i) // 2]
                 out16[at + i] = table[pair & 15]
                 out16[at + i + 1] = table[pair >> 4]
@@ -86,25 +86,39 @@ def dequantize4(
 
 
 @inlined
-def _look_up(source: Any, target: Any, steps: Any, planes: Any) -> None:
-    """64 codes, 32 bytes, in each step."""
-    low_bytes, high_bytes, nibble = load_twice(planes), load_twice(planes + U(16)), _nibble()
-    for _ in range(steps):
-        pairs = load(source)
-        even, odd = and_(pairs, nibble), and_(_shift4(pairs), nibble)
-        first, second = unpack_low_b(even, odd), unpack_high_b(even, odd)
+def _look_up(source: Any, target: Any, steps: Any, values: Any) -> None:
+    """32 codes, 16 bytes, in each step; two steps at a time where there are two."""
+    low_bytes, high_bytes, nibble = low_bytes_h(values), high_bytes_h(values), _nibble()
+    for _ in range(steps >> U(1)):
+        first, second = _unpack(load(source), nibble)
+        a, b = _values(first, low_bytes, high_bytes), _values(second, low_bytes, high_bytes)
         # `first` holds codes 0..15 and 32..47, `second` 16..31 and 48..63: halves are put in order when they are stored.
-        a = shuffle_b(low_bytes, first), shuffle_b(high_bytes, first)
-        b = shuffle_b(low_bytes, second), shuffle_b(high_bytes, second)
-        a0, a1 = unpack_low_b(a[0], a[1]), unpack_high_b(a[0], a[1])
-        b0, b1 = unpack_low_b(b[0], b[1]), unpack_high_b(b[0], b[1])
-        store_half(target, low_half(a0))
-        store_half(target + U(16), low_half(a1))
-        store_half(target + U(32), low_half(b0))
-        store_half(target + U(48), low_half(b1))
-        store_half(target + U(64), high_half(a0))
-        store_half(target + U(80), high_half(a1))
-        store_half(target + U(96), high_half(b0))
-        store_half(target + U(112), high_half(b1))
+        store_half(target, low_half(a[0]))
+        store_half(target + U(16), low_half(a[1]))
+        store_half(target + U(32), low_half(b[0]))
+        store_half(target + U(48), low_half(b[1]))
+        store_half(target + U(64), high_half(a[0]))
+        store_half(target + U(80), high_half(a[1]))
+        store_half(target + U(96), high_half(b[0]))
+        store_half(target + U(112), high_half(b[1]))
         source += U(32)
         target += U(128)
+    if steps & U(1):
+        first, second = _unpack(load_twice(source), nibble)
+        a, b = _values(first, low_bytes, high_bytes), _values(second, low_bytes, high_bytes)
+        store_half(target, low_half(a[0]))
+        store_half(target + U(16), low_half(a[1]))
+        store_half(target + U(32), low_half(b[0]))
+        store_half(target + U(48), low_half(b[1]))
+
+
+@inlined
+def _unpack(pairs: Any, nibble: Any) -> Any:
+    even, odd = and_(pairs, nibble), and_(_shift4(pairs), nibble)
+    return unpack_low_b(even, odd), unpack_high_b(even, odd)
+
+
+@inlined
+def _values(codes: Any, low_bytes: Any, high_bytes: Any) -> Any:
+    low, high = shuffle_b(low_bytes, codes), shuffle_b(high_bytes, codes)
+    return unpack_low_b(low, high), unpack_high_b(low, high)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from functools import cache
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,8 @@ from ..errors import InvalidArgumentError
 
 Encode = Callable[[NDArray[np.uint8], int, NDArray[np.uint16], NDArray[np.uint8]], int]
 Decode = Callable[[NDArray[np.uint8], int, NDArray[np.uint16], NDArray[np.uint8]], int]
+
+Batch = Callable[[NDArray[Any], NDArray[np.int64]], None]
 
 
 class AnsKernels(NamedTuple):
@@ -41,6 +43,28 @@ def ans_kernels() -> AnsKernels:
 
 
 @cache
+def batch_kernels() -> dict[int, Batch]:
+    """By coder id the loop that decodes a batch of chunks."""
+    from . import batch
+
+    ans: ModuleType = batch
+    if vector_kernels():
+        from . import batch_avx2
+
+        ans = batch_avx2
+    return {0: batch.copy, 1: batch.fill, 2: ans.decode_ans16, 3: ans.decode_ans256, 4: batch.decode_huffman}
+
+
+@cache
+def dequantize4() -> Callable[..., None] | None:
+    """The vector kernel that turns 4-bit codes into 16-bit floats, where there is one."""
+    if not vector_kernels():
+        return None
+    from . import dequantize_avx2
+
+    return dequantize_avx2.dequantize4
+
+
 def vector_kernels() -> bool:
     """Whether AVX2 kernels may run in this process: the CPU has it, and QZC_KERNELS is not `portable`.
 

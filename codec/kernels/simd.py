@@ -68,14 +68,20 @@ def _op(returns: Any, arguments: list[Any], emit: Emit) -> Any:
 
     def define(typing_context: Any, *args: Any) -> Any:
         count = next((a.count for a in args if isinstance(a, types.UniTuple)), 0)
-        kinds = [types.UniTuple(k, count) if isinstance(a, types.UniTuple) else k for a, k in zip(args, arguments)]
+        kinds = [
+            types.UniTuple(k, count) if isinstance(a, types.UniTuple) else k
+            for a, k in zip(args, arguments, strict=True)
+        ]
         result = types.UniTuple(returns, count) if count and returns is not types.void else returns
 
         def generate(context: Any, b: Any, signature: Any, values: Any) -> Any:
             if not count:
                 return emit(b, *values)
             rows = [
-                [b.extract_value(v, i) if isinstance(a, types.UniTuple) else v for a, v in zip(args, values)]
+                [
+                    b.extract_value(v, i) if isinstance(a, types.UniTuple) else v
+                    for a, v in zip(args, values, strict=True)
+                ]
                 for i in range(count)
             ]
             results = [emit(b, *row) for row in rows]
@@ -158,8 +164,8 @@ load_u64 = _op(_u64, [_u64], lambda b, a: _load(b, a, _I64))
 store_u8 = _op(types.void, [_u64, _u64], lambda b, a, x: _store(b, a, b.trunc(x, _I8)))
 store_u16 = _op(types.void, [_u64, _u64], lambda b, a, x: _store(b, a, b.trunc(x, _I16)))
 store_u32 = _op(types.void, [_u64, _u64], lambda b, a, x: _store(b, a, b.trunc(x, _I32)))
-store_u64 = _op(types.void, [_u64, _u64], _store)
 add_u64 = _op(_u64, [_u64, _u64], lambda b, x, y: b.add(x, y))  # for tuples of addresses
+store_u64 = _op(types.void, [_u64, _u64], _store)
 popcount = _op(_u64, [_u64], lambda b, x: b.ctpop(x))
 load = _op(_v, [_u64], lambda b, a: _load(b, a, _D))
 store = _op(types.void, [_u64, _v], _store)
@@ -209,6 +215,19 @@ def splat_d(value: int) -> Any:
     return _op(_v, [], lambda b: _all(_D, value))
 
 
+def _fill_f(b: Any, value: Any) -> Any:
+    start = b.insert_element(ir.Constant(_F, ir.Undefined), value, ir.Constant(_I32, 0))
+    return b.bitcast(_shuffle(b, start, start, [0] * 8), _D)
+
+
+fill_f = _op(_v, [types.float32], _fill_f)  # a float32 in every lane
+
+
+def constant_f(values: list[float]) -> Any:
+    """A function without arguments: these 8 floats."""
+    return _op(_v, [], lambda b: b.bitcast(ir.Constant(_F, values), _D))
+
+
 def splat_f(value: float) -> Any:
     """A function without arguments: `value` in every float lane."""
     return _op(_v, [], lambda b: b.bitcast(_all(_F, value), _D))
@@ -223,7 +242,6 @@ def constant_b(pattern: list[int]) -> Any:
 
 and_ = _op(_v, [_v, _v], lambda b, x, y: b.and_(x, y))
 and_not = _op(_v, [_v, _v], lambda b, x, y: b.and_(b.not_(x), y))  # y where x is not
-xor = _op(_v, [_v, _v], lambda b, x, y: b.xor(x, y))
 or_ = _op(_v, [_v, _v], lambda b, x, y: b.or_(x, y))
 add_h = _op(_v, [_v, _v], _lanes(_H, lambda b, x, y: b.add(x, y)))
 sub_h = _op(_v, [_v, _v], _lanes(_H, lambda b, x, y: b.sub(x, y)))
@@ -245,6 +263,7 @@ def shift_signed_h(bits: int) -> Any:
 def shift_left_h(bits: int) -> Any:
     return _op(_v, [_v], _lanes(_H, lambda b, x: b.shl(x, _all(_H, bits))))
 
+
 min_h = _op(_v, [_v, _v], _asm("vpminuw"))  # unsigned
 
 add_d = _op(_v, [_v, _v], lambda b, x, y: b.add(x, y))
@@ -260,16 +279,13 @@ def shift_signed_d(bits: int) -> Any:
     return _op(_v, [_v], lambda b, x: b.ashr(x, _all(_D, bits)))
 
 
-def shift_left_d(bits: int) -> Any:
-    return _op(_v, [_v], lambda b, x: b.shl(x, _all(_D, bits)))
-
-
 # Floats: the lanes of a register as 8 x float32
 
 float_d = _op(_v, [_v], lambda b, x: b.bitcast(b.sitofp(x, _F), _D))
 round_f = _op(_v, [_v], _lanes(_F, lambda b, x: _call(b, "llvm.x86.avx.cvt.ps2dq.256", _D, [x])))  # to nearest
 add_f = _op(_v, [_v, _v], _lanes(_F, lambda b, x, y: b.fadd(x, y)))
 sub_f = _op(_v, [_v, _v], _lanes(_F, lambda b, x, y: b.fsub(x, y)))
+mul_f = _op(_v, [_v, _v], _lanes(_F, lambda b, x, y: b.fmul(x, y)))
 divide_f = _op(_v, [_v, _v], _lanes(_F, lambda b, x, y: b.fdiv(x, y)))
 
 # Comparisons: all ones where true
@@ -283,7 +299,6 @@ shuffle_b = _op(_v, [_v, _v], _lanes(_B, lambda b, t, i: _call(b, "llvm.x86.avx2
 blend_b = _op(  # by the top bit of each byte of the mask: x where it is set, else y
     _v, [_v, _v, _v], _lanes(_B, lambda b, m, x, y: _call(b, "llvm.x86.avx2.pblendvb", _B, [y, x, m]))
 )
-
 
 
 def _unpack(count: int, high: int) -> Emit:
@@ -300,7 +315,9 @@ pack_d = _op(  # 32-bit lanes below 2^16 to 16 bits; undoes unpack_low_h and unp
     _v, [_v, _v], lambda b, x, y: b.bitcast(_call(b, "llvm.x86.avx2.packusdw", _H, [x, y]), _D)
 )
 pack_h = _op(  # 16-bit lanes below 2^8 to bytes; undoes unpack_low_b and unpack_high_b
-    _v, [_v, _v], lambda b, x, y: b.bitcast(_call(b, "llvm.x86.avx2.packuswb", _B, [b.bitcast(v, _H) for v in (x, y)]), _D)
+    _v,
+    [_v, _v],
+    lambda b, x, y: b.bitcast(_call(b, "llvm.x86.avx2.packuswb", _B, [b.bitcast(v, _H) for v in (x, y)]), _D),
 )
 low_half = _op(_x, [_v], lambda b, x: _shuffle(b, x, x, [0, 1, 2, 3]))
 high_half = _op(_x, [_v], lambda b, x: _shuffle(b, x, x, [4, 5, 6, 7]))
@@ -313,6 +330,19 @@ def _shuffle_half(b: Any, x: Any, address: Any) -> Any:
 
 shuffle_half = _op(_x, [_x, _u64], _shuffle_half)  # by 16 control bytes in memory
 store_half = _op(types.void, [_u64, _x], _store)
+
+
+def _to_float16(b: Any, x: Any) -> Any:
+    halves = _call(b, "llvm.x86.vcvtps2ph.256", ir.VectorType(_I16, 8), [b.bitcast(x, _F), ir.Constant(_I32, 0)])
+    return b.bitcast(halves, _X)
+
+
+to_float16 = _op(_x, [_v], _to_float16)  # F16C, which every CPU with AVX2 has: to nearest even, as 8 16-bit lanes
+
+
+join = _op(_v, [_x, _x], lambda b, x, y: _shuffle(b, x, y, [*range(8)]))
+low_bytes_h = _op(_v, [_v], _lanes(_B, lambda b, x: _shuffle(b, x, x, [*range(0, 32, 2)] * 2)))  # 16 bytes, twice
+high_bytes_h = _op(_v, [_v], _lanes(_B, lambda b, x: _shuffle(b, x, x, [*range(1, 32, 2)] * 2)))
 
 
 def _mask_bits_h(b: Any, x: Any, y: Any) -> Any:

@@ -11,6 +11,9 @@ STREAM_EXHAUSTED = 5
 STREAM_LEFT_OVER = 6
 BAD_FINAL_STATE = 7
 BAD_PADDING = 8
+CODE_TOO_LARGE = 9
+PADDING_NOT_ZERO = 10
+WRONG_CHECKSUM = 11  # found before a kernel runs
 
 MESSAGES = {
     HEADER_TRUNCATED: "the payload ends inside its header",
@@ -21,4 +24,7 @@ MESSAGES = {
     STREAM_LEFT_OVER: "a stream goes on after its last symbol",
     BAD_FINAL_STATE: "a final state is out of range",
     BAD_PADDING: "unused bits at the end of a stream are not zero",
+    CODE_TOO_LARGE: "a code is larger than the grid has levels",
+    PADDING_NOT_ZERO: "bits behind the last code are not zero",
+    WRONG_CHECKSUM: "the checksum of the chunk does not match its bytes",
 }

@@ -1,0 +1,35 @@
+"""The vector twins of the ANS loops in `batch`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from . import ans16_decode_avx2, ans256_avx2
+from .ans_portable import I
+from .batch import bytes_at, check, words_at
+from .jit import kernel
+from .status import OK
+
+
+@kernel
+def decode_ans16(tasks: NDArray[Any], status: NDArray[np.int64]) -> None:
+    for i in range(tasks.size):
+        t = tasks[i]
+        out, table = bytes_at(t.out, t.size), numba.carray(words_at(t.table), (16,))
+        status[i] = ans16_decode_avx2.decode_ans16(bytes_at(t.payload, t.nbytes), I(t.streams), table, out)
+        if status[i] == OK:
+            status[i] = check(out, t.unused, t.spare)
+
+
+@kernel
+def decode_ans256(tasks: NDArray[Any], status: NDArray[np.int64]) -> None:
+    for i in range(tasks.size):
+        t = tasks[i]
+        out, table = bytes_at(t.out, t.size), numba.carray(words_at(t.table), (256,))
+        status[i] = ans256_avx2.decode_ans256(bytes_at(t.payload, t.nbytes), I(t.streams), table, out)
+        if status[i] == OK:
+            status[i] = check(out, t.unused, t.spare)

@@ -1,0 +1,26 @@
+"""One chunk for the decoding kernels: addresses and sizes, for they loop over chunks of many tensors."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+# table: address of its table in a parsed bank, 0 without. out, size: its packed buffer. unused: bits of a packed byte that no
+# code may have set. spare: unused high bits of the last byte.
+TASK = np.dtype([(name, "<u8") for name in ("payload", "nbytes", "streams", "table", "out", "size", "unused", "spare")])
+
+
+def decode_one(
+    coder: int, payload: NDArray[np.uint8], table: NDArray[np.uint16], streams: int, out: NDArray[np.uint8]
+) -> int:
+    """Decode one payload into `out` (uint8, C-contiguous, writable); returns a number of `kernels.status`.
+
+    table: as in a row of `Coder.parse_bank`.
+    """
+    from .kernels.select import batch_kernels
+
+    task = np.zeros(1, TASK)
+    task[0] = (payload.ctypes.data, payload.size, streams, table.ctypes.data, out.ctypes.data, out.size, 0, 0)
+    status = np.zeros(1, np.int64)
+    batch_kernels()[coder](task, status)
+    return int(status[0])

@@ -1,0 +1,230 @@
+"""The vector kernels: the same bytes as the portable ones, and no access outside their buffers, whatever the payload.
+
+As a program (`python test_kernels_avx2.py CODER SEED`) this file attacks one coder with buffers between guard pages,
+where a single byte too far kills the process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType
+
+import llvmlite.binding
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from qzc.codec.ans import encoded_bound
+
+AVX2 = bool(llvmlite.binding.get_host_cpu_features().get("avx2", False))
+pytestmark = pytest.mark.skipif(not AVX2, reason="this CPU has no AVX2")
+
+LANES, HEADER = 32, 132
+SIZES = [*range(1, 300), 8191, 8192, 8193, 20000]
+Bytes = NDArray[np.uint8]
+Table = NDArray[np.uint16]
+Kernels = tuple[Callable[[Bytes, int, Table, Bytes], int], Callable[[Bytes, int, Table, Bytes], int]]
+
+
+def kernels(module: ModuleType, coder: str) -> Kernels:
+    """Encoder and decoder of a coder."""
+    return getattr(module, f"encode_{coder}"), getattr(module, f"decode_{coder}")
+
+
+def portable(coder: str) -> Kernels:
+    from qzc.codec.kernels import ans_portable
+
+    return kernels(ans_portable, coder)
+
+
+def vector(coder: str) -> Kernels:
+    from qzc.codec.kernels import ans_avx2
+
+    return kernels(ans_avx2, coder)
+
+
+def fills(nbytes: int, streams: int) -> bool:
+    return (streams - 1) * (-(-nbytes // (LANES * streams)) * LANES) < nbytes
+
+
+def table(rng: np.random.Generator, symbols: int, used: NDArray[np.int64], skew: float) -> Table:
+    """Frequencies of at least 1 for the symbols in use; the larger `skew`, the more unequal."""
+    total = 256 if symbols == 16 else 4096
+    weights = rng.random(used.size) ** skew + 1e-9
+    frequencies = np.zeros(symbols, np.int64)
+    frequencies[used] = 1 + np.floor(weights / weights.sum() * (total - used.size)).astype(np.int64)
+    frequencies[used[np.argmax(weights)]] += total - frequencies.sum()
+    return frequencies.astype(np.uint16)
+
+
+def draw(rng: np.random.Generator, symbols: int, nbytes: int) -> tuple[Bytes, Table]:
+    """Bytes and a table for them: any number of symbols, drawn by the table, evenly, or the rarest all the time."""
+    used = rng.permutation(symbols)[: rng.integers(2, symbols + 1)]
+    frequencies = table(rng, symbols, used, rng.choice([0.0, 1.0, 4.0, 100.0]))
+    count = nbytes * (2 if symbols == 16 else 1)
+    kind = rng.integers(3)
+    if kind == 0:
+        codes = rng.choice(symbols, count, p=frequencies / frequencies.sum())
+    elif kind == 1:
+        codes = rng.choice(used, count)
+    else:
+        codes = np.full(count, used[np.argmin(frequencies[used])])
+    return (nibbles(codes) if symbols == 16 else codes.astype(np.uint8)), frequencies
+
+
+def nibbles(codes: NDArray[np.int64]) -> Bytes:
+    return (codes[::2] | codes[1::2] << 4).astype(np.uint8)
+
+
+def symbols_of(coder: str) -> int:
+    return 16 if coder == "ans16" else 256
+
+
+def encoded(
+    encode: Callable[[Bytes, int, Table, Bytes], int], packed: Bytes, streams: int, frequencies: Table
+) -> Bytes:
+    scratch = np.empty(encoded_bound(packed.size, streams), np.uint8)
+    nbytes = encode(packed, streams, frequencies, scratch)
+    return scratch[scratch.size - nbytes :].copy()
+
+
+@pytest.mark.parametrize("coder", ["ans16", "ans256"])
+@pytest.mark.parametrize("streams", range(1, 10))
+def test_same_bytes_as_the_portable_kernels(coder: str, streams: int) -> None:
+    rng = np.random.default_rng(streams)
+    for nbytes in SIZES:
+        if fills(nbytes, streams):
+            packed, frequencies = draw(rng, symbols_of(coder), nbytes)
+            payload = encoded(portable(coder)[0], packed, streams, frequencies)
+            assert np.array_equal(encoded(vector(coder)[0], packed, streams, frequencies), payload), (
+                nbytes,
+                frequencies,
+            )
+            out = np.zeros(nbytes, np.uint8)
+            assert vector(coder)[1](payload, streams, frequencies, out) == 0, (nbytes, frequencies)
+            assert np.array_equal(out, packed), (nbytes, frequencies)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.98])
+def test_every_frequency_of_a_nibble(share: float) -> None:
+    rng = np.random.default_rng(7)
+    for frequency in range(1, 256):
+        frequencies = np.zeros(16, np.uint16)
+        frequencies[[3, 12]] = frequency, 256 - frequency
+        packed = nibbles(np.where(rng.random(8192) < share, 3, 12))
+        payload = encoded(portable("ans16")[0], packed, 4, frequencies)
+        assert np.array_equal(encoded(vector("ans16")[0], packed, 4, frequencies), payload), frequency
+
+
+def test_reciprocals_are_exact() -> None:
+    from qzc.codec.kernels import ans16_encode_avx2
+
+    needs_delta = ans16_encode_avx2.needs_delta.py_func  # type: ignore[attr-defined]
+    reciprocal = ans16_encode_avx2.reciprocal.py_func  # type: ignore[attr-defined]
+    deltas = [needs_delta(f) for f in range(1, 256)]
+    assert 1 in deltas and deltas.index(1) + 1 > 181
+    for f in range(1, 256):
+        u = np.arange(256 * f)
+        # Beside a frequency that needs 1, which is above 181, there are only frequencies up to 74.
+        for delta in {deltas[f - 1], 0 if f <= 181 else deltas[f - 1], 1 if f <= 74 else deltas[f - 1]}:
+            k, m = reciprocal(f, delta)
+            assert k < 256 and m < 65536 and (u[-1] + delta) * k < 65536
+            assert np.array_equal((u + delta) * k * m >> 23, u // f), (f, delta)
+
+
+@pytest.mark.parametrize("coder", ["ans16", "ans256"])
+@pytest.mark.parametrize("seed", range(2))
+def test_no_access_out_of_bounds(coder: str, seed: int) -> None:
+    if not hasattr(os, "fork"):
+        pytest.skip("no mprotect")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-X", "faulthandler", __file__, coder, str(seed)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, f"{done.returncode}: {done.stdout[-500:]} {done.stderr[-2000:]}"
+    assert "payloads rejected" in done.stdout
+
+
+class Guarded:
+    """Bytes that begin or end at a page which must not be touched."""
+
+    def __init__(self, nbytes: int, at_end: bool) -> None:
+        page = mmap.PAGESIZE
+        room = -(-max(nbytes, 1) // page) * page
+        self.memory = mmap.mmap(-1, room + 2 * page)
+        base = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
+        libc = ctypes.CDLL(None, use_errno=True)
+        for guard in (base, base + page + room):
+            assert libc.mprotect(ctypes.c_void_p(guard), ctypes.c_size_t(page), 0) == 0, os.strerror(ctypes.get_errno())
+        begin = base + page + (room - nbytes if at_end else 0)
+        self.array: Bytes = np.frombuffer((ctypes.c_uint8 * nbytes).from_address(begin), np.uint8)
+
+
+def hostile(rng: np.random.Generator, payload: Bytes, streams: int, frequencies: Table) -> Iterator[Bytes]:
+    """Variations of a payload: most are corrupt."""
+    head = HEADER * streams
+    for _ in range(3):
+        flipped = payload.copy()
+        flipped[rng.integers(payload.size)] ^= 1 << rng.integers(8)
+        yield flipped
+    yield payload[: rng.integers(payload.size)]
+    yield np.concatenate([payload, rng.integers(0, 256, 2, np.uint8)])
+    yield rng.integers(0, 256, payload.size, np.uint8)
+    words = (payload.size - head) // 2
+    # States and words at random behind sizes that add up: all in the last stream, in the first, anywhere, and too few.
+    for sizes in (
+        [*[0] * (streams - 1), words],
+        [words, *[0] * (streams - 1)],
+        np.diff([0, *np.sort(rng.integers(0, words + 1, streams - 1)), words]).tolist(),
+        [0] * streams,
+        [*[0] * (streams - 1), 1],
+    ):
+        noise = rng.integers(0, 256, head + 2 * sum(sizes), np.uint8)
+        noise[: 4 * streams] = np.array(sizes, "<u4").view(np.uint8)
+        noise[4 * streams : head].view("<u4")[:] |= 1 << 16
+        yield noise
+        # A word that decodes to symbols of frequency 1 is used up at once: the largest appetite there is.
+        rarest = int(np.argmin(np.where(frequencies > 0, frequencies, 65535)))
+        start = int(frequencies[:rarest].sum())
+        word = ((start + 128) & 255) * 0x0101 if frequencies.size == 16 else start
+        noise = noise.copy()
+        noise[4 * streams : head].view("<u4")[:] = word | word << 16 | 1 << 16
+        noise[head:].view("<u2")[:] = word
+        yield noise
+
+
+def attack(coder: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rejected = accepted = 0
+    for nbytes in [1, 31, 65, 96, 97, 160, 300, 500, 1000, 1500, 4096, 5000, 9999]:
+        for streams in (1, 2, 3, 4, 5, 9):
+            if not fills(nbytes, streams):
+                continue
+            packed, frequencies = draw(rng, symbols_of(coder), nbytes)
+            for at_end in (False, True):
+                source, scratch = Guarded(nbytes, at_end), Guarded(encoded_bound(nbytes, streams), at_end)
+                source.array[:] = packed
+                size = vector(coder)[0](source.array, streams, frequencies, scratch.array)
+                payload = scratch.array[scratch.array.size - size :].copy()
+                out = Guarded(nbytes, at_end)
+                for number, bad in enumerate([payload, *hostile(rng, payload, streams, frequencies)]):
+                    view = Guarded(bad.size, at_end)
+                    view.array[:] = bad
+                    status = vector(coder)[1](view.array, streams, frequencies, out.array)
+                    expected = np.zeros(nbytes, np.uint8)
+                    if portable(coder)[1](bad, streams, frequencies, expected) == 0:
+                        accepted += 1
+                        assert status == 0 and np.array_equal(out.array, expected), (nbytes, streams, number)
+                    else:
+                        rejected += 1
+                        assert status != 0, (nbytes, streams, number)
+    assert accepted > 100 and rejected > 1000
+    print(f"{rejected} payloads rejected, {accepted} decoded")
+
+
+if __name__ == "__main__":
+    attack(sys.argv[1], int(sys.argv[2]))
