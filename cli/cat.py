@@ -19,7 +19,7 @@ from .stdout import check_stdout
     short_help="Write one tensor, or some of its rows, as .npy.",
     epilog=examples(
         "qzc cat model.qzc lm_head.weight --rows 0:128 -o rows.npy",
-        "qzc cat model.qzc lm_head.weight --codes | python -c 'import numpy, sys; print(numpy.load(sys.stdin.buffer))'",
+        "qzc cat model.qzc lm_head.weight --codes > codes.npy",
     ),
 )
 @model_argument

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
+from xxhash import xxh3_64_intdigest
 
 from .chunk_index import ChunkIndex
 from .coder import CODERS
@@ -18,7 +18,7 @@ from .run_map import RunMap
 from .task import TASK
 from .tensor import QuantizationArgs
 
-PIECE_NBYTES = 1 << 19
+PIECE_NBYTES = 1 << 20
 """Decoded bytes of one call: enough to make calls cheap, little enough to share a small model between threads."""
 
 
@@ -45,15 +45,29 @@ class CodedPlanes:
 
 @dataclass(frozen=True)
 class Tasks:
-    """Chunks of one tensor to decode: their numbers in its index, int64 `[k]`, and TASK `[k]`.
+    """Chunks of one tensor to decode: `count` of them, from number `first` of its index on, and their tasks.
 
-    alive: the arrays whose addresses the tasks hold.
+    tasks: uint64 `[count, 8]`, TASK as plain numbers, which numpy copies much faster.
+
+    coders: uint8 `[count]`. payloads: their bytes. alive: the arrays whose addresses the tasks hold.
     """
 
     coded: CodedPlanes
-    chunks: NDArray[np.int64]
-    tasks: NDArray[Any]
+    first: int
+    tasks: NDArray[np.uint64]
+    coders: NDArray[np.uint8]
+    payloads: list[memoryview]
     alive: tuple[object, ...]
+
+    @property
+    def count(self) -> int:
+        return len(self.tasks)
+
+    @property
+    def checksums(self) -> list[int]:
+        """Expected XXH3-64 of each payload."""
+        rows: list[int] = self.coded.index.rows["checksum"][self.first : self.first + self.count].tolist()
+        return rows
 
 
 def plan_tasks(
@@ -61,20 +75,22 @@ def plan_tasks(
 ) -> Tasks:
     """Tasks that decode `chunks` to the addresses `outs`, each of `sizes` bytes within an array of `alive`."""
     rows, width = coded.index.rows[chunks.start : chunks.stop], coded.args.storage_bits
-    tasks = np.zeros(len(rows), TASK)
-    if not len(rows):
-        return Tasks(coded, np.zeros(0, np.int64), tasks, ())
-    tasks["payload"] = rows["offset"] + np.uint64(coded.payload.ctypes.data)
+    numbers = np.zeros((len(rows), len(TASK)), np.uint64)
+    tasks = numbers.view(TASK)[:, 0]
+    offsets, coders = rows["offset"], rows["coder"]
+    tasks["payload"] = offsets + np.uint64(coded.payload.ctypes.data)
     tasks["nbytes"], tasks["streams"], tasks["out"], tasks["size"] = rows["nbytes"], rows["streams"], outs, sizes
     tasks["unused"] = sum(((1 << width) - (1 << coded.args.num_bits)) << shift for shift in range(0, 8, width))
     tasks["spare"] = sizes * 8 - rows["codes"].astype(np.int64) * width
     banks = []
-    for coder in set(rows["coder"].tolist()):
+    for coder in set(coders.tolist()):
         if CODERS[coder].table_nbytes:
-            bank, mine = coded.bank(coder), rows["coder"] == coder
+            bank, mine = coded.bank(coder), coders == coder
             banks.append(bank)
             tasks["table"][mine] = bank.ctypes.data + rows["table"][mine].astype(np.uint64) * np.uint64(bank.strides[0])
-    return Tasks(coded, np.arange(chunks.start, chunks.stop), tasks, (*alive, *banks))
+    view, ends = memoryview(coded.payload), (offsets + rows["nbytes"]).tolist()
+    payloads = [view[start:end] for start, end in zip(offsets.tolist(), ends, strict=True)]
+    return Tasks(coded, chunks.start, numbers, coders, payloads, (*alive, *banks))
 
 
 def run_tasks(work: Sequence[Tasks], run: RunMap = map) -> None:
@@ -82,52 +98,57 @@ def run_tasks(work: Sequence[Tasks], run: RunMap = map) -> None:
 
     Raises CorruptionError for the first chunk, in the order given, that has a wrong checksum or does not decode.
     """
-    work = [tasks for tasks in work if len(tasks.chunks)]
+    work = [tasks for tasks in work if tasks.count]
     if not work:
         return
-    counts = [len(tasks.chunks) for tasks in work]
-    owners, places = np.repeat(np.arange(len(work)), counts), np.concatenate([np.arange(count) for count in counts])
     batch = np.concatenate([tasks.tasks for tasks in work])
-    coders = np.concatenate([tasks.coded.index.rows["coder"][tasks.chunks] for tasks in work])
-    pieces: list[tuple[int, NDArray[np.int64]]] = []
-    for coder in np.unique(coders).tolist():
-        mine = np.flatnonzero(coders == coder)
-        number = np.cumsum(batch["size"][mine]) // np.uint64(PIECE_NBYTES)
-        pieces += [(coder, piece) for piece in np.split(mine, np.flatnonzero(np.diff(number)) + 1)]
+    coders = np.concatenate([tasks.coders for tasks in work])
+    payloads = [payload for tasks in work for payload in tasks.payloads]
+    checksums = [c for t in work for c in (t.checksums if t.coded.verify else [None] * t.count)]
     status = np.zeros(len(batch), np.int64)
 
     def decode(piece: tuple[int, NDArray[np.int64]]) -> None:
         coder, rows = piece
-        status[rows] = _decode(coder, batch[rows], [(work[owners[row]], int(places[row])) for row in rows])
+        status[rows] = _decode(coder, batch[rows], [(payloads[i], checksums[i]) for i in rows.tolist()])
 
-    for _ in run(decode, pieces):
+    for _ in run(decode, _pieces(coders, batch.view(TASK)["size"][:, 0])):
         pass
-    bad = np.flatnonzero(status != OK)
-    if len(bad):
-        raise _error(work[owners[bad[0]]], int(places[bad[0]]), int(status[bad[0]]))
+    if status.any():
+        first = int(np.flatnonzero(status != OK)[0])
+        raise _error(work, first, int(status[first]))
 
 
-def _decode(coder: int, tasks: NDArray[Any], sources: list[tuple[Tasks, int]]) -> NDArray[np.int64]:
+def _pieces(coders: NDArray[np.uint8], sizes: NDArray[np.uint64]) -> list[tuple[int, NDArray[np.int64]]]:
+    """Which chunks are decoded in one call: of one coder, and of about PIECE_NBYTES."""
+    pieces: list[tuple[int, NDArray[np.int64]]] = []
+    for coder in sorted(set(coders.tolist())):
+        mine = np.flatnonzero(coders == coder)
+        number = np.cumsum(sizes[mine]) // np.uint64(PIECE_NBYTES)
+        pieces += [(coder, piece) for piece in np.split(mine, np.flatnonzero(np.diff(number)) + 1)]
+    return pieces
+
+
+def _decode(coder: int, tasks: NDArray[np.uint64], sources: list[tuple[memoryview, int | None]]) -> NDArray[np.int64]:
     from .kernels.select import batch_kernels
 
     status = np.zeros(len(tasks), np.int64)
-    for i, (of, place) in enumerate(sources):
-        if of.coded.verify and not _intact(of, place):
-            status[i] = WRONG_CHECKSUM
-    if not status.any():  # else the damage is known, and the rest is not needed
-        batch_kernels()[coder](tasks, status)
+    damaged = [
+        i for i, (payload, want) in enumerate(sources) if want is not None and xxh3_64_intdigest(payload) != want
+    ]
+    if damaged:  # the rest is not needed
+        status[damaged] = WRONG_CHECKSUM
+    else:
+        batch_kernels()[coder](tasks.view(TASK)[:, 0], status)
     return status
 
 
-def _intact(tasks: Tasks, place: int) -> bool:
-    row = tasks.coded.index.rows[tasks.chunks[place]]
-    start = int(row["offset"])
-    payload = tasks.coded.payload[start : start + int(row["nbytes"])]
-    return xxhash.xxh3_64_intdigest(payload) == int(row["checksum"])
-
-
-def _error(tasks: Tasks, place: int, status: int) -> CorruptionError:
-    chunk = int(tasks.chunks[place])
+def _error(work: Sequence[Tasks], number: int, status: int) -> CorruptionError:
+    """The error for one of all chunks of `work`, counted through."""
+    for tasks in work:
+        if number < tasks.count:
+            break
+        number -= tasks.count
+    chunk = tasks.first + number
     row = tasks.coded.index.rows[chunk]
     start, coder = int(row["offset"]), CODERS[int(row["coder"])]
     what = MESSAGES[status]

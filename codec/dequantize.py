@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from .buffers import read_only
 from .errors import InvalidArgumentError
 from .tensor import QuantizationArgs, QuantizedTensor, matrix_shape, packed_nbytes
 
-SLAB = 1 << 22  # codes per call of the kernel: bounds the float32 copies of scales and of float64 results
+SLAB = 1 << 20  # codes per call of the kernel: bounds the float32 copies of scales and of float64 results
 _HALF = {"float32": 0, "float16": 1, "bfloat16": 2}  # how the kernel rounds
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 
@@ -29,18 +31,25 @@ def dequantize(tensor: QuantizedTensor, dtype: Any = np.float32, out: NDArray[An
         raise InvalidArgumentError(
             f"out must be writable C-contiguous {dtype}{tensor.shape}, got {out.dtype}{out.shape}"
         )
+    for job in dequantize_jobs(tensor, out):
+        job()
+    return out
+
+
+def dequantize_jobs(tensor: QuantizedTensor, out: NDArray[Any]) -> list[Callable[[], None]]:
+    """Independent calls that together fill `out` (C-contiguous, of the tensor's shape), about SLAB codes each."""
     rows, columns = matrix_shape(tensor.shape)
     result = out.reshape(rows, columns)
     shared = tensor.args.strategy == "tensor"
     step = max(1, SLAB // max(1, columns))
+    jobs: list[Callable[[], None]] = []
     for start in range(0, rows if columns else 0, step):
         stop = min(rows, start + step)
         which = slice(None) if shared else slice(start, stop)
         zero_point = None if tensor.zero_point is None else tensor.zero_point[which]
-        dequantize_rows(
-            tensor.packed, start * columns, tensor.scale[which], zero_point, tensor.args, result[start:stop]
-        )
-    return out
+        place = start * columns, tensor.scale[which], zero_point, tensor.args, result[start:stop]
+        jobs.append(partial(dequantize_rows, tensor.packed, *place))
+    return jobs
 
 
 def dequantize_rows(

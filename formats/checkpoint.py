@@ -9,11 +9,13 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, TypeAlias
 
 from ..codec.errors import CorruptionError, FileAccessError, InvalidArgumentError, UnsupportedError
 from .access import naming_os_errors, open_input
 from .header import Header, read_file_header
+
+Kind: TypeAlias = Literal["safetensors", "qzc"]
 
 WEIGHT_SUFFIXES = (".safetensors", ".qzc")
 
@@ -61,9 +63,10 @@ class Checkpoint:
         return self.root not in self.files
 
 
-def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+def open_checkpoint(path: str | os.PathLike[str], prefer: Kind | None = None) -> Checkpoint:
     """Find the weights at `path`: a file, a folder, or the `*.safetensors.index.json` of a folder.
 
+    prefer: in a folder that has both safetensors and .qzc files, take the ones and skip the others; None takes all.
     Hidden files and folders (`.git`, `.cache`) are not looked at. In a folder the headers of all weight files are read.
 
     Raises FileAccessError, InvalidArgumentError (a folder without weights, two candidates), UnsupportedError (PyTorch,
@@ -73,9 +76,9 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     with naming_os_errors(root, "read"):
         root.stat()
         if root.is_dir():
-            return _open_folder(root, None)
+            return _open_folder(root, None, prefer)
         if _INDEX.fullmatch(root.name):
-            return _open_folder(root.parent, root)
+            return _open_folder(root.parent, root, None)
     _refuse_foreign(root)
     return Checkpoint(root, (root,))
 
@@ -95,13 +98,13 @@ def is_qzc(path: str | os.PathLike[str]) -> bool:
     return header.metadata.get("format") == "qzc"
 
 
-def _open_folder(root: Path, index_file: Path | None) -> Checkpoint:
+def _open_folder(root: Path, index_file: Path | None, prefer: Kind | None) -> Checkpoint:
     files = sorted(_walk(root))
     top = [path for path in files if path.parent == root]
     indexes = [path for path in top if _INDEX.fullmatch(path.name) and path.is_file()]
     weights = [path for path in top if path.name.endswith(WEIGHT_SUFFIXES) and path.is_file()]
-    index_file = index_file or _choose_index(root, indexes)
-    index, shards = (None, weights) if index_file is None else _read_index(index_file)
+    index_file = index_file or _choose_index(root, indexes, prefer)
+    index, shards = (None, _of_kind(weights, prefer)) if index_file is None else _read_index(index_file)
     if not shards:
         _no_weights(root, top)
     _check_tensors(shards, index, index_file)
@@ -141,10 +144,18 @@ def _no_weights(root: Path, top: list[Path]) -> NoReturn:
     raise InvalidArgumentError(f"{root}: the folder has no weights (no .safetensors or .qzc file)")
 
 
-def _choose_index(root: Path, indexes: list[Path]) -> Path | None:
+def _of_kind(weights: list[Path], prefer: Kind | None) -> list[Path]:
+    """Those of the preferred kind, if there are any: a model is often packed to a file beside itself."""
+    if prefer is None or len(weights) < 2:
+        return weights
+    return [path for path in weights if is_qzc(path) == (prefer == "qzc")] or weights
+
+
+def _choose_index(root: Path, indexes: list[Path], prefer: Kind | None) -> Path | None:
     """The only index, or the only one without a variant (`model.safetensors.index.json`, not `...index.fp16.json`)."""
+    packed = [path for path in indexes if path.name.endswith(".safetensors.index.qzc.json")]
     plain = [path for path in indexes if path.name.endswith(".safetensors.index.json")]
-    choice = plain or indexes
+    choice = (packed if prefer == "qzc" else []) or plain or indexes
     if len(choice) > 1:
         names = " and ".join(path.name for path in choice[:2])
         raise InvalidArgumentError(f"{root}: more than one index, {names}; give the path of the one you mean")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from .codec.batch import run_tasks
-from .codec.dequantize import float_dtype
+from .codec.dequantize import dequantize_jobs, float_dtype
 from .codec.errors import CorruptionError, InvalidArgumentError
 from .codec.tensor import QuantizedTensor
 from .formats.checkpoint import open_checkpoint
@@ -34,7 +34,7 @@ class Model(Mapping[str, QuantizedTensor | NDArray[Any]]):
     def __init__(self, path: str | Path, threads: int = 0) -> None:
         with ExitStack() as stack:
             self._run = stack.enter_context(thread_map(threads))
-            self._files = [stack.enter_context(Reader(file)) for file in open_checkpoint(path).files]
+            self._files = [stack.enter_context(Reader(file)) for file in open_checkpoint(path, "qzc").files]
             self._home: dict[str, Reader] = {}
             for file in self._files:
                 for name in file.keys():
@@ -138,9 +138,14 @@ class Model(Mapping[str, QuantizedTensor | NDArray[Any]]):
                 array = self.array(name) if packed else self.dequantize(name, target)
                 result[name] = array if array.flags.owndata else array.copy()  # not a view of the file
         run_tasks([tasks for _, decoding in pending for tasks in decoding.tasks], self._run)
+        jobs = []
         for name, decoding in pending:
-            tensor = decoding.finish()
-            result[name] = tensor if packed else tensor.dequantize(target or numpy_dtype(tensor.dtype))
+            tensor = result[name] = decoding.finish()
+            if not packed:
+                result[name] = np.empty(tensor.shape, float_dtype(target or numpy_dtype(tensor.dtype)))
+                jobs += dequantize_jobs(tensor, result[name])
+        for _ in self._run(_call, jobs):
+            pass
         result.update((name, result[stored]) for name, stored in ties.items())
         return dict(sorted(result.items()))
 
@@ -190,3 +195,7 @@ def load_file(
 
 def _is_float(dtype: np.dtype[Any]) -> bool:
     return dtype.kind == "f" or dtype.name.startswith(("bfloat", "float"))
+
+
+def _call(job: Callable[[], None]) -> None:
+    job()

@@ -149,7 +149,7 @@ def plan(source: str | Path, options: PackOptions | None = None) -> list[FilePla
 
 
 def _open_source(source: str | Path) -> Checkpoint:
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(source, "safetensors")
     for path in checkpoint.files:
         if is_qzc(path):
             raise InvalidArgumentError(f"{path}: this is a .qzc file already; unpack it first")

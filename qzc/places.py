@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .codec.errors import InvalidArgumentError
 from .formats.access import naming_os_errors
-from .formats.checkpoint import Checkpoint
+from .formats.checkpoint import WEIGHT_SUFFIXES, Checkpoint
 
 
 def packed_output(checkpoint: Checkpoint) -> Path:
@@ -51,6 +51,8 @@ def unpacked_index_name(name: str) -> str:
 def check_output(checkpoint: Checkpoint, target: Path) -> None:
     """Refuse an output that would replace its own input, which may be the only copy, even if overwriting was asked for.
 
+    Also a folder under the name of a file, which nobody means.
+
     Raises InvalidArgumentError.
     """
     if checkpoint.is_folder:
@@ -60,6 +62,8 @@ def check_output(checkpoint: Checkpoint, target: Path) -> None:
         if place.startswith(os.path.join(source, "")):
             # The next run would take it for a part of the input.
             raise InvalidArgumentError(f"{target}: the output folder lies in the input folder; choose another with -o")
+        if target.name.endswith(WEIGHT_SUFFIXES) and not os.path.isdir(target):
+            raise InvalidArgumentError(f"{target}: the input is a folder, so the output is one; name a folder with -o")
     elif os.path.exists(target) and os.path.samefile(target, checkpoint.root):
         raise InvalidArgumentError(f"{target}: the output is the input file; choose another with -o")
 

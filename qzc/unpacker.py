@@ -72,7 +72,7 @@ def unpack(
         raise InvalidArgumentError(f"unknown dtype {dtype!r}; choose original, {', '.join(DTYPES)}")
     if format not in ("float", "packed"):
         raise InvalidArgumentError(f"unknown format {format!r}; choose float or packed")
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(source, "qzc")
     for path in checkpoint.files:
         if not is_qzc(path):
             with Reader(path):  # says what is wrong with it

@@ -60,8 +60,8 @@ def verify(
     Raises CorruptionError naming tensor, chunk and bytes; VerificationError naming the first tensor that differs;
     InvalidArgumentError if `against` is a `.qzc` file itself; FileAccessError, UnsupportedError.
     """
-    checkpoint = open_checkpoint(path)
-    originals = () if against is None else open_checkpoint(against).files
+    checkpoint = open_checkpoint(path, "qzc")
+    originals = () if against is None else open_checkpoint(against, "safetensors").files
     for original in originals:
         if is_qzc(original):
             raise InvalidArgumentError(

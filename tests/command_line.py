@@ -80,8 +80,11 @@ def environment(**more: str | None) -> dict[str, str]:
 def process(*arguments: Argument, env: dict[str, str | None] | None = None, **options: Any) -> Result:
     """Run in a process of its own. options: of `subprocess.run`."""
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "timeout": 100} | options
-    done = subprocess.run(command(*arguments), env=environment(**(env or {})), check=False, **options)
-    return checked(done.returncode, done.stdout or b"", (done.stderr or b"").decode())
+    done: subprocess.CompletedProcess[Any] = subprocess.run(
+        command(*arguments), env=environment(**(env or {})), check=False, **options
+    )
+    out, err = (bytes(stream or b"") for stream in (done.stdout, done.stderr))
+    return checked(done.returncode, out, err.decode())
 
 
 def checked(code: int, raw: bytes, stderr: str) -> Result:

@@ -64,7 +64,7 @@ def golden(model: Path) -> Iterator[Golden]:
     half = down[:, :48].astype(ml_dtypes.bfloat16)
     yield Golden("float32_scale", {"w": quantize(down, whole, "F32"), "v": quantize(half, whole, "BF16")})
     yield Golden("class_maps", dict(with_class_maps(down)))
-    shared = {"a.weight": quantize(down[:8], fine, "F32"), "n.weight": norm}
+    shared: Tensors = {"a.weight": quantize(down[:8], fine, "F32"), "n.weight": norm}
     yield Golden("ties", shared, "huffman", ties={"b.weight": "a.weight", "m.weight": "n.weight"})
     yield Golden("uncoded_dtypes", dict(of_every_dtype()), metadata={"format": "pt", "ключ": "значение"})
     yield Golden("streams", {f"{bits}bit": skewed(bits) for bits in (4, 8)}, chunk_codes=1 << 17)
@@ -106,9 +106,9 @@ def skewed(bits: int) -> QuantizedTensor:
     codes = np.full(count, likely, np.uint8)
     for i, other in enumerate(others):
         codes[numbers % 64 == i] = other
-    codes = codes.reshape(64, -1)
     args = QuantizationArgs(bits, True, "tensor", None, "absmax", "float16")
-    return QuantizedTensor(pack_codes(codes, bits), np.array([0.5], np.float16), None, codes.shape, "F32", args)
+    shape = (64, count // 64)
+    return QuantizedTensor(pack_codes(codes, bits), np.array([0.5], np.float16), None, shape, "F32", args)
 
 
 def encode(case: Golden) -> bytes:

@@ -11,7 +11,7 @@ import numpy as np
 
 from qzc.codec.packing import pack_codes
 from qzc.codec.tensor import QuantizationArgs, QuantizedTensor
-from tests.golden import Golden, encode
+from tests.golden import Golden, Tensors, encode
 from tests.resign import edit_header, edit_json, edit_member, edit_rows, put_together, take_apart
 
 CORRUPT, UNSUPPORTED = 3, 4
@@ -35,7 +35,7 @@ def sound() -> bytes:
     scale, zero_point = np.array([[1], [2], [3], [4]], np.float16), np.array([[7], [8], [8], [9]], np.uint8)
     three = QuantizationArgs(3, True, "tensor", None, "absmax", "float16")
     few = pack_codes((np.arange(40) % 8).astype(np.uint8), 4)
-    tensors = {
+    tensors: Tensors = {
         "w": QuantizedTensor(pack_codes(codes, 4), scale, zero_point, codes.shape, "F32", args),
         "z": QuantizedTensor(few, np.array([1], np.float16), None, (5, 8), "F16", three),
         "bias": np.arange(4, dtype=np.float32),
@@ -157,7 +157,7 @@ def bad_members() -> Iterator[MalformedQzc]:
     raw = len(text).to_bytes(8, "little") + text + bytes(body)
     yield MalformedQzc("header_not_padded", raw, "the header is not padded to a multiple of 64")
     table = edit_member(good, "qzc.tables.ans16", lambda data: data.__setitem__(0, data[0] ^ 1))
-    yield MalformedQzc("table_sum", table, "table 0 of qzc.tables.ans16")
+    yield MalformedQzc("table_sum", table, "qzc.tables.ans16, table 0: the frequencies")
 
 
 def bad_chunks() -> Iterator[MalformedQzc]:

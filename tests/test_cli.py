@@ -450,7 +450,7 @@ def test_signals_leave_no_debris(
     kind: str, signals: list[signal.Signals], code: int, word: str, large: Path, tmp_path: Path
 ) -> None:
     source, work = (large.parent if kind == "folder" else large), tmp_path / "work"
-    output = {"file": work / "old.qzc", "folder": work / "old", "stdout": "-"}[kind]
+    outputs: dict[str, Argument] = {"file": work / "old.qzc", "folder": work / "old", "stdout": "-"}
     work.mkdir()
     if kind == "file":
         (work / "old.qzc").write_text("old")
@@ -460,7 +460,7 @@ def test_signals_leave_no_debris(
     before = files_in(work)
     watched = tmp_path if kind == "stdout" else work
     running = subprocess.Popen(
-        command("pack", source, "-f", "-o", output),
+        command("pack", source, "-f", "-o", outputs[kind]),
         stdout=subprocess.PIPE if kind == "stdout" else None,
         stderr=subprocess.PIPE,
         env=environment(TMPDIR=str(tmp_path)),

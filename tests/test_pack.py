@@ -377,6 +377,21 @@ def test_an_index_stands_for_its_folder(model_folder: Path, tmp_path: Path) -> N
     assert len(report.files) == 2 and [path.name for path in report.skipped] == [SKIPPED]
 
 
+def test_a_folder_that_has_been_packed_file_by_file(model_folder: Path, tmp_path: Path) -> None:
+    """Each command takes the kind that it is for."""
+    source = Path(shutil.copytree(model_folder, tmp_path / "llama"))
+    ok("pack", source / "model.safetensors")
+    result = ok("pack", source)
+    assert "not copied (weights in other formats or variants): model.qzc" in result.stderr.splitlines()
+    assert (tmp_path / "llama-qzc" / "model.qzc.safetensors").read_bytes() == (source / "model.qzc").read_bytes()
+    assert ok("verify", source, "--against", source).code == 0
+    ok("unpack", source)
+    assert files_in(tmp_path / "llama-unpacked") == {path.name for path in model_folder.iterdir()}
+    assert len(qzc.load_file(source)) == 20
+    failed = inside("ls", source)
+    assert failed.code == 3 and "is also in model.qzc" in failed.error
+
+
 @pytest.mark.parametrize("place", [".", "sub", "new/deep", "../llama", "../link"])
 def test_output_into_the_input_is_refused(place: str, model_folder: Path, tmp_path: Path) -> None:
     source = shard(model_folder, tmp_path / "llama")
@@ -385,6 +400,16 @@ def test_output_into_the_input_is_refused(place: str, model_folder: Path, tmp_pa
     failed = inside("pack", source, "-f", "-o", source / place)
     assert failed.code == 2 and "the input folder; choose another with -o" in failed.error
     assert files_in(source) == before
+
+
+def test_a_folder_under_the_name_of_a_file_is_refused(model_folder: Path, tmp_path: Path) -> None:
+    for command, source in (("pack", model_folder), ("unpack", tmp_path / "packed")):
+        for suffix in (".qzc", ".safetensors"):
+            if command == "unpack" and not source.exists():
+                ok("pack", model_folder, "-o", source)
+            failed = inside(command, source, "-o", tmp_path / f"out{suffix}")
+            assert failed.code == 2 and "the input is a folder, so the output is one; name a folder" in failed.error
+    assert {path.name for path in tmp_path.iterdir()} == {"packed"}
 
 
 def test_a_folder_with_files_needs_force(model_folder: Path, tmp_path: Path) -> None:

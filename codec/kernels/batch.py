@@ -10,11 +10,13 @@ from typing import Any
 
 import numba
 import numpy as np
+from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from . import ans_portable, huffman
+from . import ans_portable, huffman, split8
 from .ans_portable import I
 from .jit import inlined, kernel
 from .status import CODE_TOO_LARGE, OK, PADDING_NOT_ZERO, SIZE_MISMATCH
@@ -31,6 +33,18 @@ def _pointer(element: Any) -> Any:
 
 
 _byte_pointer, words_at = _pointer(types.uint8), _pointer(types.uint16)
+
+
+@intrinsic
+def copy_bytes(typing_context: Any, target: Any, source: Any, count: Any) -> Any:
+    """memcpy, which LLVM does not make of a loop over arrays that might overlap."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        pointer = ir.IntType(8).as_pointer()
+        places = [builder.inttoptr(value, pointer) for value in values[:2]]
+        cgutils.raw_memcpy(builder, *places, values[2], 1)
+
+    return types.void(types.uint64, types.uint64, types.uint64), generate
 
 
 @inlined
@@ -61,9 +75,8 @@ def copy(tasks: NDArray[Any], status: NDArray[np.int64]) -> None:
         if t.nbytes != t.size:
             status[i] = SIZE_MISMATCH
             continue
-        payload, out = bytes_at(t.payload, t.nbytes), bytes_at(t.out, t.size)
-        out[:] = payload
-        status[i] = check(out, t.unused, t.spare)
+        copy_bytes(t.out, t.payload, t.size)
+        status[i] = check(bytes_at(t.out, t.size), t.unused, t.spare)
 
 
 @kernel
@@ -108,5 +121,16 @@ def decode_ans256(tasks: NDArray[Any], status: NDArray[np.int64]) -> None:
         t = tasks[i]
         out, table = bytes_at(t.out, t.size), numba.carray(words_at(t.table), (256,))
         status[i] = ans_portable.decode_ans256(bytes_at(t.payload, t.nbytes), I(t.streams), table, out)
+        if status[i] == OK:
+            status[i] = check(out, t.unused, t.spare)
+
+
+@kernel
+def decode_split8(tasks: NDArray[Any], status: NDArray[np.int64]) -> None:
+    """Coder 5; tables are those of coder 2."""
+    for i in range(tasks.size):
+        t = tasks[i]
+        out, table = bytes_at(t.out, t.size), numba.carray(words_at(t.table), (16,))
+        status[i] = split8.decode_split8(bytes_at(t.payload, t.nbytes), I(t.streams), table, out)
         if status[i] == OK:
             status[i] = check(out, t.unused, t.spare)

@@ -8,7 +8,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from . import ans16_decode_avx2, ans256_avx2
+from . import ans16_decode_avx2, ans256_avx2, split8_avx2
 from .ans_portable import I
 from .batch import bytes_at, check, words_at
 from .jit import kernel
@@ -31,5 +31,15 @@ def decode_ans256(tasks: NDArray[Any], status: NDArray[np.int64]) -> None:
         t = tasks[i]
         out, table = bytes_at(t.out, t.size), numba.carray(words_at(t.table), (256,))
         status[i] = ans256_avx2.decode_ans256(bytes_at(t.payload, t.nbytes), I(t.streams), table, out)
+        if status[i] == OK:
+            status[i] = check(out, t.unused, t.spare)
+
+
+@kernel
+def decode_split8(tasks: NDArray[Any], status: NDArray[np.int64]) -> None:
+    for i in range(tasks.size):
+        t = tasks[i]
+        out, table = bytes_at(t.out, t.size), numba.carray(words_at(t.table), (16,))
+        status[i] = split8_avx2.decode_split8(bytes_at(t.payload, t.nbytes), I(t.streams), table, out)
         if status[i] == OK:
             status[i] = check(out, t.unused, t.spare)

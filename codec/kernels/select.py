@@ -52,7 +52,10 @@ def batch_kernels() -> dict[int, Batch]:
         from . import batch_avx2
 
         ans = batch_avx2
-    return {0: batch.copy, 1: batch.fill, 2: ans.decode_ans16, 3: ans.decode_ans256, 4: batch.decode_huffman}
+    return {
+        0: batch.copy, 1: batch.fill, 2: ans.decode_ans16, 3: ans.decode_ans256, 4: batch.decode_huffman,
+        5: ans.decode_split8,
+    }  # fmt: skip
 
 
 @cache
