@@ -120,7 +120,7 @@ def memory(folder: Path) -> dict[str, float]:
     """Peak resident memory of `qzc pack` on a 2 GB checkpoint, beside 1.5 x its largest tensor + 300 MB."""
     big, largest = folder / "big.safetensors", 10_000 * 10_000
     write_synthetic(big, [(10_000, 10_000)] * 4 + [(3_500, 3_500)] * 8)
-    script = "import resource, sys; from qzc.cli.main import _run; code = _run(sys.argv[1:]); "
+    script = "import resource, sys; from qzc.cli.main import run; code = run(sys.argv[1:]); "
     script += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
     output = {}
     for bits in ("4", "8"):

@@ -10,14 +10,17 @@ decoding all chunks to packed bytes in one kernel call, median of interleaved ro
 from __future__ import annotations
 
 import argparse
+import tempfile
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+import qzc
 from qzc.analysis.entropy import shannon_entropy
 from qzc.analysis.speed import take_turns
 from qzc.codec.ans import ANS16
@@ -25,9 +28,8 @@ from qzc.codec.chunks import CHUNK_DTYPE, plan_chunks
 from qzc.codec.histogram import byte_counts, code_counts
 from qzc.codec.kernels.select import batch_kernels
 from qzc.codec.task import TASK
-from qzc.codec.tensor import packed_nbytes
-from qzc.formats.safetensors import SafetensorsFile
-from qzc.quantize import Selection, quantize
+from qzc.codec.tensor import Strategy, packed_nbytes
+from qzc.quantize.select import Selection
 
 CHUNK_CODES = (1 << 16, 1 << 17, 1 << 18, 1 << 19)
 STREAMS = (1, 2, 4, 8)
@@ -53,10 +55,14 @@ def main() -> None:
     entropy = sum(count * shannon_entropy(code_counts(packed, count, 4)) for packed, count in tensors) / 8
     layouts = {(size, streams): build(tensors, size, streams) for size in CHUNK_CODES for streams in STREAMS}
     decode, status = batch_kernels()[ANS16.id], np.zeros(max(len(x.tasks) for x in layouts.values()), np.int64)
-    race = take_turns({key: (partial(decode, layout.tasks, status),) for key, layout in layouts.items()}, options.seconds)
+    race = take_turns(
+        {key: (partial(decode, layout.tasks, status),) for key, layout in layouts.items()}, options.seconds
+    )
     assert not status.any()
     clock = race.clock_ghz
-    print(f"{options.model.name}, {options.grid}: {codes:,} codes, H0 {8 * entropy / codes:.4f} bits/code, {clock:.2f} GHz\n")
+    print(
+        f"{options.model.name}, {options.grid}: {codes:,} codes, H0 {8 * entropy / codes:.4f} bits/code, {clock:.2f} GHz\n"
+    )
     print(f"| codes per chunk | {' | '.join(f'{s} stream{chr(115) * (s > 1)}' for s in STREAMS)} |")
     print(f"|---|{'---|' * len(STREAMS)}")
     for size in CHUNK_CODES:
@@ -68,17 +74,13 @@ def main() -> None:
         print(f"| {size >> 10}K | {' | '.join(cells)} |")
 
 
-def quantized(model: Path, strategy: Any) -> list[tuple[NDArray[np.uint8], int]]:
-    """Packed 4-bit codes of every tensor that the default selection quantizes, and their number."""
-    selection, found = Selection(strategy=strategy), []
-    with SafetensorsFile(model) as file:
-        for name in sorted(file.keys()):
-            info = file.info(name)
-            args = selection.decide(name, info.dtype, info.shape).args
-            if args:
-                tensor = quantize(file.array(name), args, dtype=info.dtype, name=name)
-                found.append((tensor.packed, int(np.prod(info.shape))))
-    return found
+def quantized(model: Path, strategy: Strategy) -> list[tuple[NDArray[np.uint8], int]]:
+    """Packed 4-bit codes of every tensor that `pack` quantizes, and their number."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.qzc"
+        qzc.pack(model, path, qzc.PackOptions(Selection(strategy=strategy), coder="raw", verify=False))
+        tensors = [t for t in qzc.load_file(path).values() if isinstance(t, qzc.QuantizedTensor)]
+    return [(tensor.packed, prod(tensor.shape)) for tensor in tensors]
 
 
 def build(tensors: list[tuple[NDArray[np.uint8], int]], chunk_codes: int, streams: int) -> Layout:

@@ -26,32 +26,38 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     model = parser.parse_args().model
     columns = {}
-    original = {}
+    original = ""
     with tempfile.TemporaryDirectory(prefix="qzc-bench-") as folder:
         for title, selection in GRIDS.items():
             cells: dict[str, str] = {}
+            reports = {}
             for coder in CODERS:
                 path = Path(folder) / f"{coder}.qzc"
-                report = qzc.pack(model, path, qzc.PackOptions(selection=selection, coder=coder, overwrite=True))
+                options = qzc.PackOptions(selection=selection, coder=coder, overwrite=True)
+                reports[coder] = qzc.pack(model, path, options)
                 qzc.verify(path, model)
-                cells[coder] = f"{report.nbytes:,}"
+                cells[coder] = f"{reports[coder].nbytes:,}"
                 if coder == "raw":
                     compressed = zstandard.ZstdCompressor(level=1).compress(path.read_bytes())
                     cells["zstd -1 of the raw file"] = f"{len(compressed):,}"
+            report = reports["ans"]
             measured = qzc.stats(model, selection)
             codes = measured.totals.sizes.codes
             assert codes is not None
             payload = sum(p["payload"] for p in report.files[0].layout.coded.values())
             cells["entropy bound"] = f"{report.nbytes - payload + codes.entropy_bits / 8:,.0f}"
+            bits = (codes.per_code(codes.entropy_bits), codes.coded_bits("ans"), codes.packed_zstd_bits)
+            cells["bits per code: entropy, ans, zstd -1 on packed"] = ", ".join(f"{b:.3f}" for b in bits if b)
             cells["bits per weight"] = f"{report.bits_per_weight:.3f}"
             cells["weight SNR, dB"] = f"{codes.snr_db:.1f}"
             columns[title] = cells
-            original = measured.totals.to_json()
+            sizes = measured.totals.sizes
+            original = f"gzip -6 {sizes.gzip_nbytes:,}, zstd -3 {sizes.zstd_nbytes:,} bytes, tensor by tensor"
     print(f"{model.name}: {model.stat().st_size:,} bytes\n")
     print(f"| | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
     for row in next(iter(columns.values())):
         print(f"| {row} | {' | '.join(cells[row] for cells in columns.values())} |")
-    print(f"\noriginal bytes: {original}")
+    print(f"\nthe original: {original}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import click
 
 from .options import examples, grid_options, json_option, model_argument, quiet_option, selection_options
 from .render import Cell, Column, print_json, print_table
-from .selection import selection_from
+from .selection import refuse_selection, selection_from
 
 if TYPE_CHECKING:
     from ..benchmark import Bench, CoderSpeed
@@ -65,14 +65,20 @@ COLUMNS: list[Column[Any]] = [
 )
 @json_option
 @quiet_option
-def command(model: Path, threads: int, seconds: float, as_json: bool, quiet: bool, **options: Any) -> None:
+@click.pass_context
+def command(
+    context: click.Context, /, model: Path, threads: int, seconds: float, as_json: bool, quiet: bool, **options: Any
+) -> None:
     """Measure the coders on the codes of MODEL, beside zstd, gzip and what else is installed.
 
     Takes a sample of the chunks, evenly spread. Every coder codes and decodes it, the results are compared, and then all take
     turns. Speeds are medians, in 10^9 codes per second; bits per code count payload, tables and chunk index.
     """
     from ..benchmark import bench
+    from ..formats.checkpoint import is_qzc, open_checkpoint
 
+    if any(is_qzc(file) for file in open_checkpoint(model).files):
+        refuse_selection(context, "the codes of a .qzc file are what they are")
     selection = selection_from(options)
     if not quiet and sys.stderr.isatty():
         click.echo(f"measuring for {seconds:g} seconds, and some for compiling", err=True)

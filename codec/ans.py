@@ -29,6 +29,10 @@ class AnsCoder:
     symbols: int
     table_nbytes: int
 
+    @property
+    def bank(self) -> str:
+        return self.name
+
     def symbol_counts(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:
         return fold_counts(counts, 4) if self.symbols == 16 else counts
 
@@ -41,10 +45,8 @@ class AnsCoder:
     def encode(self, packed: Buffer, table: object, streams: int) -> NDArray[np.uint8]:
         from .kernels.select import ans_kernels
 
-        source, frequencies = read_only(packed), self._frequencies(table)
-        share = -(-source.size // (LANES * max(1, streams))) * LANES
-        if not 1 <= streams <= 255 or (streams - 1) * share >= source.size:
-            raise InvalidArgumentError(f"{source.size} bytes do not fill {streams} streams")
+        source, frequencies = read_only(packed), frequencies_of(table, self.symbols, self.name)
+        check_streams(source.size, streams)
         if self.symbol_counts(byte_counts(source))[frequencies == 0].any():
             raise InvalidArgumentError("the buffer holds a symbol of frequency 0")
         kernels = ans_kernels()
@@ -56,7 +58,7 @@ class AnsCoder:
     def decode(self, payload: Buffer, table: object, out: NDArray[np.uint8], streams: int) -> None:
         if streams < 0:
             raise CorruptionError(f"{self.name}: {MESSAGES[BAD_STREAMS]}")
-        status = decode_one(self.id, read_only(payload), self._frequencies(table), streams, out)
+        status = decode_one(self.id, read_only(payload), frequencies_of(table, self.symbols, self.name), streams, out)
         if status:
             raise CorruptionError(f"{self.name}: {MESSAGES[status]}")
 
@@ -66,10 +68,19 @@ class AnsCoder:
     def table_from_bytes(self, row: bytes) -> FrequencyTable:
         return FrequencyTable.from_bytes(row, self.symbols)
 
-    def _frequencies(self, table: object) -> NDArray[np.uint16]:
-        if not isinstance(table, FrequencyTable) or table.frequencies.size != self.symbols:
-            raise InvalidArgumentError(f"coder {self.name} needs a frequency table of {self.symbols} symbols")
-        return table.frequencies
+
+def frequencies_of(table: object, symbols: int, coder: str) -> NDArray[np.uint16]:
+    """The frequencies of a table of `symbols` symbols. Raises InvalidArgumentError for anything else."""
+    if not isinstance(table, FrequencyTable) or table.frequencies.size != symbols:
+        raise InvalidArgumentError(f"coder {coder} needs a frequency table of {symbols} symbols")
+    return table.frequencies
+
+
+def check_streams(nbytes: int, streams: int) -> None:
+    """Raises InvalidArgumentError if one of the streams of a buffer would not cover a byte."""
+    share = -(-nbytes // (LANES * max(1, streams))) * LANES
+    if not 1 <= streams <= 255 or (streams - 1) * share >= nbytes:
+        raise InvalidArgumentError(f"{nbytes} bytes do not fill {streams} streams")
 
 
 def encoded_bound(nbytes: int, streams: int) -> int:

@@ -75,7 +75,7 @@ def plan_tasks(
 ) -> Tasks:
     """Tasks that decode `chunks` to the addresses `outs`, each of `sizes` bytes within an array of `alive`."""
     rows, width = coded.index.rows[chunks.start : chunks.stop], coded.args.storage_bits
-    numbers = np.zeros((len(rows), len(TASK)), np.uint64)
+    numbers = np.zeros((len(rows), TASK.itemsize // 8), np.uint64)
     tasks = numbers.view(TASK)[:, 0]
     offsets, coders = rows["offset"], rows["coder"]
     tasks["payload"] = offsets + np.uint64(coded.payload.ctypes.data)

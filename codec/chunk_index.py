@@ -55,7 +55,7 @@ def read_chunk_index(
     """Read and check an index.
 
     data: 32 bytes per chunk. runs: for plane 0 and plane 1 the number of codes in each run. payload_start,
-    payload_nbytes: where the payload lies in the file. bank_sizes: coder name -> number of tables in its bank. where: the
+    payload_nbytes: where the payload lies in the file. bank_sizes: name of a bank -> number of its tables. where: the
     beginning of every message. Raises CorruptionError, and UnsupportedError for an unknown coder.
     """
     rows = np.frombuffer(data, CHUNK_DTYPE)
@@ -143,7 +143,7 @@ def _check_coders(
         raise CorruptionError(f"{where}: chunk {i} has {nbytes[i]} bytes for {buffers[i]} bytes of codes")
     for id in sorted(used):
         coder, mine = CODERS[id], rows["coder"] == id
-        tables = bank_sizes.get(coder.name, 0) if coder.table_nbytes else 1
+        tables = bank_sizes.get(coder.bank, 0) if coder.table_nbytes else 1
         outside = mine & (rows["table"] >= tables)
         if outside.any():
             i = _first(outside)

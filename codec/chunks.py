@@ -17,11 +17,15 @@ from .errors import CorruptionError, InvalidArgumentError, UnsupportedError, Ver
 from .histogram import byte_counts
 from .raw import RAW
 from .run_map import RunMap
+from .split8 import RAW_BITS, SPLIT8
 from .tensor import packed_nbytes
 
 CHUNK_CODES = 1 << 18  # default target: the decoded chunk stays in a second-level cache, its states weigh nothing
 CHUNK_ALIGNMENT = 256  # codes: every chunk of a run but the last holds a multiple
 
+# Share of the size by which split8 may be above ans256. It decodes and encodes almost twice as fast (docs/PERFORMANCE.md) for
+# 0.1 % to 0.25 % at 8 bits, where groups of 128 by absmax are the most; at 7 bits it would be 0.8 %, and 2.5 % at 6.
+SPLIT_EXTRA = 0.003
 WORTH_BYTES = 0.002  # share of the size that coding nibbles by pairs must save: vector kernels are slower at it
 
 # A row of the chunk index (SPEC section 4).
@@ -84,7 +88,8 @@ def encode_run(
 ) -> list[EncodedChunk]:
     """Code a packed run (uint8 `[packed_nbytes(codes, storage_bits)]`) with `ans`, `huffman` or `raw`.
 
-    `ans` codes nibbles (ans16) where they have at most 4 bits and pairs of them are not notably cheaper, else bytes.
+    `ans` codes nibbles (ans16) where they have at most 4 bits and pairs of them are not notably cheaper, else bytes: by
+    their high nibbles (split8) where payloads and tables are then at most 0.3 % larger, or else whole (ans256).
     Each chunk gets its own frequency table or shares one with others of the run, whichever makes the sum of payloads
     and tables smaller. A chunk whose bytes are all the same becomes constant, one that would not shrink stays raw.
     `run` maps a function over the chunks, in threads if it likes; the result does not depend on it.
@@ -153,6 +158,11 @@ def _choose_tables(coder: Coder, counts: list[NDArray[np.int64]], run: RunMap) -
         finer_cost, finer = _own_or_shared(ANS256, [counts[i] for i in coded], run)
         if finer_cost < cost * (1 - WORTH_BYTES):
             coder, chosen = ANS256, finer
+    elif coder is ANS256:
+        split_cost, split = _own_or_shared(SPLIT8, [counts[i] for i in coded], run)
+        split_cost += RAW_BITS * sum(int(counts[i].sum()) for i in coded)
+        if split_cost <= cost * (1 + SPLIT_EXTRA):
+            coder, chosen = SPLIT8, split
     for i, table in zip(coded, chosen, strict=True):
         tables[i] = table
     return coder, tables

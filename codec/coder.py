@@ -15,6 +15,7 @@ from .huffman import HUFFMAN
 from .huffman_code import CodeLengths
 from .model import FrequencyTable
 from .raw import RAW
+from .split8 import SPLIT8
 
 Table: TypeAlias = FrequencyTable | CodeLengths
 
@@ -32,8 +33,12 @@ class Coder(Protocol):
     def name(self) -> str: ...
 
     @property
+    def bank(self) -> str:
+        """Name of its table bank, which coders may share; "" if it has no tables."""
+
+    @property
     def table_nbytes(self) -> int:
-        """Size of a row of the coder's table bank; 0 if it has no tables."""
+        """Size of a row of that bank; 0 if it has no tables."""
 
     def symbol_counts(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:
         """Counts of the coder's symbols from counts of bytes (int64 `[256]`): what `Table.cost_bits` takes."""
@@ -67,7 +72,7 @@ class Coder(Protocol):
         """
 
 
-CODERS: dict[int, Coder] = {coder.id: coder for coder in (RAW, CONSTANT, ANS16, ANS256, HUFFMAN)}
+CODERS: dict[int, Coder] = {coder.id: coder for coder in (RAW, CONSTANT, ANS16, ANS256, HUFFMAN, SPLIT8)}
 
 CHOICES = ("ans", "huffman", "raw")
 
@@ -75,6 +80,7 @@ CHOICES = ("ans", "huffman", "raw")
 def coder_for(choice: str, storage_bits: int) -> Coder:
     """The coder that a choice of the user (`ans`, `huffman`, `raw`) means for packed codes of this width.
 
+    Of the coders that `ans` stands for it is the first; `encode_run` may find another one better.
     Raises InvalidArgumentError for another choice.
     """
     if choice == "ans":

@@ -17,6 +17,7 @@ class ConstantCoder:
 
     id: int = 1
     name: str = "constant"
+    bank: str = ""
     table_nbytes: int = 0
 
     def symbol_counts(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -21,6 +21,7 @@ class HuffmanCoder:
 
     id: int = 4
     name: str = "huffman"
+    bank: str = "huffman"
     table_nbytes: int = 128
 
     def symbol_counts(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -17,6 +17,7 @@ class RawCoder:
 
     id: int = 0
     name: str = "raw"
+    bank: str = ""
     table_nbytes: int = 0
 
     def symbol_counts(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -14,7 +14,7 @@ FORMAT = "qzc"
 VERSION = "0.1"
 CHECKSUMS = "qzc.checksums"
 BANK_ROW_NBYTES = {"ans16": 16, "ans256": 384, "huffman": 128}
-"""Bytes of one table of each coder that has tables, in the order of the banks in a file."""
+"""Bytes of a table of each bank, in the order of the banks in a file."""
 SCALE_DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 CODED_DTYPES = ("F64", "F32", "F16", "BF16")
 """What a coded tensor can have been before quantization: the dtypes that it can be turned back into."""
@@ -23,8 +23,8 @@ _MAX_ELEMENTS = 1 << 48  # above any tensor, and below where sizes in bits leave
 _MAX_DIMENSIONS = 64  # NumPy's limit
 
 
-def bank_member(coder: str) -> str:
-    return f"qzc.tables.{coder}"
+def bank_member(bank: str) -> str:
+    return f"qzc.tables.{bank}"
 
 
 def part(name: str, what: str) -> str:

@@ -64,7 +64,7 @@ class Reader:
             self.file_size = len(self._buffer)
             self._view: memoryview | None = memoryview(self._buffer)
             self._verified: set[str] = set()
-            self._banks: dict[int, NDArray[np.uint16]] = {}
+            self._banks: dict[str, NDArray[np.uint16]] = {}
             header = read_header(self._view, self.file_size, self.path)
             self._members, self._data_start = header.members, header.data_start
             self.profile = Profile.from_metadata(header.metadata, self.path)
@@ -169,7 +169,7 @@ class Reader:
             coded.args.storage_bits,
             payload_start=self._data_start + payload.begin,
             payload_nbytes=payload.nbytes,
-            bank_sizes={coder: self._bank_rows(coder) for coder in BANK_ROW_NBYTES},
+            bank_sizes={bank: self._bank_rows(bank) for bank in BANK_ROW_NBYTES},
             where=where,
         )
         return CodedPlanes(
@@ -255,21 +255,22 @@ class Reader:
         member = part(name, what)
         return np.frombuffer(bytes(self._checked(member)), np.uint8) if member in self._members else None
 
-    def _bank_rows(self, coder: str) -> int:
-        member = self._members.get(bank_member(coder))
+    def _bank_rows(self, bank: str) -> int:
+        member = self._members.get(bank_member(bank))
         return member.shape[0] if member else 0
 
     def _bank(self, coder: int) -> NDArray[np.uint16]:
         """The tables of a coder as its kernels take them; parsed the first time."""
-        if coder not in self._banks:
-            name = bank_member(CODERS[coder].name)
+        bank = CODERS[coder].bank
+        if bank not in self._banks:
+            name = bank_member(bank)
             try:
-                self._banks[coder] = CODERS[coder].parse_bank(self._checked(name) if name in self._members else b"")
+                self._banks[bank] = CODERS[coder].parse_bank(self._checked(name) if name in self._members else b"")
             except CorruptionError as error:
                 raise CorruptionError(
                     error.args[0] if name in str(error) else f"{self.path}: {name}, {error}"
                 ) from None
-        return self._banks[coder]
+        return self._banks[bank]
 
     # ------------------------------------------------------------------------------------------ opening
     def _read_checksums(self, view: memoryview) -> dict[str, int]:

@@ -170,7 +170,7 @@ class Writer:
     def _table(self, chunk: EncodedChunk) -> int:
         if not chunk.table:
             return 0
-        bank = self._banks[CODERS[chunk.coder].name]
+        bank = self._banks[CODERS[chunk.coder].bank]
         return bank.setdefault(bytes(chunk.table), len(bank))
 
     def _write(self, data: Any) -> None:

@@ -29,6 +29,7 @@ from .codec.run_map import RunMap
 from .codec.tensor import QuantizedTensor
 from .formats.checkpoint import is_qzc, open_checkpoint
 from .formats.dtypes import bits_of
+from .formats.profile import BANK_ROW_NBYTES
 from .formats.reader import Reader
 from .formats.safetensors import SafetensorsFile
 from .packer import LARGE, Progress
@@ -192,7 +193,7 @@ def _read_qzc(source: Path, paths: Sequence[Path], work: _Work) -> ModelStats:
     overhead: dict[str, int] = {"header": 0, "tables": 0, "checksums": 0}
     for path in paths:
         with Reader(path) as reader:
-            charged: set[tuple[int, int]] = set()
+            charged: set[tuple[str, int]] = set()
             for name in reader.keys():
                 tensors.append(_stored(reader, name, charged, work.run))
                 work.advance(name, tensors[-1].sizes.stored_nbytes)
@@ -202,7 +203,7 @@ def _read_qzc(source: Path, paths: Sequence[Path], work: _Work) -> ModelStats:
     return ModelStats(source, "qzc", tuple(tensors), totals(tensors, overhead))
 
 
-def _stored(reader: Reader, name: str, charged: set[tuple[int, int]], run: RunMap) -> TensorStats:
+def _stored(reader: Reader, name: str, charged: set[tuple[str, int]], run: RunMap) -> TensorStats:
     """A tensor of a `.qzc` file. A table is charged to the first tensor that names it: `charged` collects them."""
     info = reader.info(name)
     parameters = prod(info.shape)
@@ -218,19 +219,19 @@ def _stored(reader: Reader, name: str, charged: set[tuple[int, int]], run: RunMa
     return TensorStats(name, info.dtype, info.shape, Sizes(parameters, nbytes, stored, codes=codes))
 
 
-def _planes_in_file(reader: Reader, name: str, charged: set[tuple[int, int]]) -> tuple[CodedSize, CodedSize]:
+def _planes_in_file(reader: Reader, name: str, charged: set[tuple[str, int]]) -> tuple[CodedSize, CodedSize]:
     """Sizes of the codes and of the zero points. Alignment before the first chunk belongs to the codes."""
     rows = reader.planes(name).index.rows
     sizes: list[CodedSize] = []
     for plane in (0, 1):
         mine = rows[rows["plane"] == plane]
-        tables = {(int(row["coder"]), int(row["table"])) for row in mine} - charged
+        tables = {(CODERS[int(row["coder"])].bank, int(row["table"])) for row in mine} - charged
         charged |= tables
         sizes.append(
             CodedSize(
                 payload=int(mine["nbytes"].sum(dtype=np.int64)),
                 index=mine.nbytes,
-                tables=sum(CODERS[coder].table_nbytes for coder, _ in tables),
+                tables=sum(BANK_ROW_NBYTES.get(bank, 0) for bank, _ in tables),
                 gaps=int((-mine["nbytes"].astype(np.int64) % CHUNK_START).sum()),
                 coders=tuple(sorted({CODERS[int(coder)].name for coder in mine["coder"]})),
             )

@@ -11,6 +11,8 @@ from typing import Any
 from .codec.errors import InvalidArgumentError
 from .codec.run_map import RunMap
 
+MAX_THREADS = 256  # more have never helped, and systems refuse some thousands
+
 
 @contextmanager
 def thread_map(threads: int) -> Iterator[RunMap]:
@@ -34,9 +36,9 @@ def thread_map(threads: int) -> Iterator[RunMap]:
 
 
 def thread_count(threads: int) -> int:
-    """The number of threads that `threads` stands for; InvalidArgumentError below 0."""
+    """The number of threads that `threads` stands for, at most MAX_THREADS; InvalidArgumentError below 0."""
     if threads < 0:
         raise InvalidArgumentError(f"{threads} threads: give 0 for all CPUs, or a number above 0")
     if threads:
-        return threads
+        return min(threads, MAX_THREADS)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -73,7 +73,7 @@ def command(*arguments: Argument) -> list[str]:
 
 def environment(**more: str | None) -> dict[str, str]:
     """That of this process with the package on the path; None takes a variable out."""
-    merged: dict[str, str | None] = {**os.environ, "PYTHONPATH": PYTHONPATH, **more}
+    merged: dict[str, str | None] = {**os.environ, "PYTHONUNBUFFERED": None, "PYTHONPATH": PYTHONPATH, **more}
     return {name: value for name, value in merged.items() if value is not None}
 
 

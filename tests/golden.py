@@ -68,6 +68,7 @@ def golden(model: Path) -> Iterator[Golden]:
     yield Golden("ties", shared, "huffman", ties={"b.weight": "a.weight", "m.weight": "n.weight"})
     yield Golden("uncoded_dtypes", dict(of_every_dtype()), metadata={"format": "pt", "ключ": "значение"})
     yield Golden("streams", {f"{bits}bit": skewed(bits) for bits in (4, 8)}, chunk_codes=1 << 17)
+    yield Golden("split_streams", {"8bit": even()}, chunk_codes=1 << 17)
     yield Golden("constant", {"zeros": quantize(np.zeros((4, 300), np.float32), whole, "F32")})
     yield Golden("no_tensors", {})
 
@@ -101,14 +102,26 @@ def skewed(bits: int) -> QuantizedTensor:
     """So large that its chunk has several streams, and so skewed that it takes little room."""
     likely, others = {4: (8, [1, 7, 9]), 8: (128, [0, 127, 129, 255])}[bits]
     count = 65536 * 8 // bits
-    # Not from a generator of NumPy: those may change. Powers of 5 run through all residues.
-    numbers = np.array([pow(5, i, 1 << 32) >> 16 for i in range(count)])
+    numbers = random_numbers(count)
     codes = np.full(count, likely, np.uint8)
     for i, other in enumerate(others):
         codes[numbers % 64 == i] = other
     args = QuantizationArgs(bits, True, "tensor", None, "absmax", "float16")
     shape = (64, count // 64)
     return QuantizedTensor(pack_codes(codes, bits), np.array([0.5], np.float16), None, shape, "F32", args)
+
+
+def even() -> QuantizedTensor:
+    """So large that split8 has two streams: codes that have nothing to gain in their low nibbles, and little in the high."""
+    numbers = random_numbers(65536)
+    codes = (numbers // 64 % 16 + np.where(numbers % 64 == 0, 104, 120)).astype(np.uint8)
+    args = QuantizationArgs(8, True, "tensor", None, "absmax", "float16")
+    return QuantizedTensor(codes, np.array([0.5], np.float16), None, (64, 1024), "F32", args)
+
+
+def random_numbers(count: int) -> NDArray[np.int64]:
+    """Below 2^16. Not from a generator of NumPy: those may change. Powers of 5 run through all residues."""
+    return np.array([pow(5, i, 1 << 32) >> 16 for i in range(count)])
 
 
 def encode(case: Golden) -> bytes:

@@ -157,6 +157,8 @@ def bad_members() -> Iterator[MalformedQzc]:
     raw = len(text).to_bytes(8, "little") + text + bytes(body)
     yield MalformedQzc("header_not_padded", raw, "the header is not padded to a multiple of 64")
     table = edit_member(good, "qzc.tables.ans16", lambda data: data.__setitem__(0, data[0] ^ 1))
+    yield MalformedQzc("table_unused", with_another_table(good), "qzc.tables.ans16, table 1: the frequencies")
+    yield MalformedQzc("table_of_no_chunk", with_another_bank(good), "qzc.tables.huffman, table 0")
     yield MalformedQzc("table_sum", table, "qzc.tables.ans16, table 0: the frequencies")
 
 
@@ -211,6 +213,25 @@ def overlapping(data: bytes) -> bytes:
     begin, end = header["z.qzc.scale"]["data_offsets"]
     header["z.qzc.scale"]["data_offsets"] = [begin - 2, end - 2]
     return put_together(header, body)
+
+
+def with_another_table(data: bytes) -> bytes:
+    """A second row of zeros in the bank, which no chunk names."""
+    header, body = take_apart(data)
+    bank = header["qzc.tables.ans16"]
+    end = bank["data_offsets"][1]
+    bank.update(shape=[bank["shape"][0] + 1, 16], data_offsets=[bank["data_offsets"][0], end + 16])
+    header["qzc.checksums"]["data_offsets"] = [at + 16 for at in header["qzc.checksums"]["data_offsets"]]
+    return put_together(header, body[:end] + bytes(16) + body[end:])
+
+
+def with_another_bank(data: bytes) -> bytes:
+    """A row of zeros for a coder that no chunk uses."""
+    header, body = take_apart(data)
+    begin, end = header["qzc.checksums"]["data_offsets"]
+    header["qzc.tables.huffman"] = {"dtype": "U8", "shape": [1, 128], "data_offsets": [begin, begin + 128]}
+    header["qzc.checksums"].update(shape=[(end - begin) // 8 + 1, 8], data_offsets=[begin + 128, end + 128 + 8])
+    return put_together(header, body[:begin] + bytes(128) + body[begin:] + bytes(8))
 
 
 def outside(data: bytes) -> bytes:

@@ -346,9 +346,9 @@ def read_chunks(member: Member, sizes: tuple[int, int], where: str) -> list[Chun
     for number, chunk in enumerate(chunks):
         here = f"{where} chunk {number}"
         must(1 <= chunk.codes <= 2**24, f"{here} codes", f"{chunk.codes} is not in 1 .. 2^24")
-        must(chunk.coder <= 4, f"{here} coder", f"unknown {chunk.coder}")
+        must(chunk.coder <= 5, f"{here} coder", f"unknown {chunk.coder}")
         must(chunk.plane <= 1, f"{here} plane", f"unknown {chunk.plane}")
-        must((chunk.streams >= 1) == (chunk.coder in (2, 3)), f"{here} streams", str(chunk.streams))
+        must((chunk.streams >= 1) == (chunk.coder in (2, 3, 5)), f"{here} streams", str(chunk.streams))
         must(chunk.table == 0 or chunk.coder >= 2, f"{here} table", "must be 0")
         must(chunk.reserved == 0, f"{here} reserved", "must be 0")
     planes = [chunk.plane for chunk in chunks]
@@ -425,10 +425,12 @@ def decode_chunk(data: bytes, chunk: Chunk, n: int, banks: dict[int, list[list[i
     if chunk.coder == 1:
         must(len(data) == 1, f"{where} constant", "wrong size")
         return data * n
-    bank = banks[chunk.coder]
+    bank = banks[2 if chunk.coder == 5 else chunk.coder]
     must(chunk.table < len(bank), f"section 4, {where} table", f"row {chunk.table} of {len(bank)}")
     if chunk.coder == 4:
         return decode_huffman(data, bank[chunk.table], n, f"{where} huffman")
+    if chunk.coder == 5:
+        return decode_split(data, bank[chunk.table], chunk.streams, n, f"{where} split8")
     return decode_ans(data, bank[chunk.table], chunk.coder, chunk.streams, n, f"{where} ans")
 
 
@@ -508,6 +510,16 @@ def decode_huffman(data: bytes, lengths: list[int], n: int, where: str) -> bytes
         must(size == -(-used // 8), f"{where} sizes", f"stream {k} has unused bytes")
         must(used % 8 == 0 or stream[-1] >> used % 8 == 0, f"{where} stream {k}", "unused bits are not zero")
     return bytes(out)
+
+
+def decode_split(data: bytes, frequencies: list[int], streams: int, n: int, where: str) -> bytes:
+    h = -(-n // 2)
+    must(len(data) >= h, f"{where} low", "too short")
+    high = decode_ans(data[h:], frequencies, 2, streams, h, where)
+    nibbles = [[nibble for byte in packed for nibble in (byte & 15, byte >> 4)] for packed in (data[:h], high)]
+    must(not any(nibbles[0][n:]), f"{where} low", "unused bits of the last byte are not zero")
+    must(not any(nibbles[1][n:]), f"{where} high", "unused bits of the last byte are not zero")
+    return bytes((high << 4 | low) - 8 & 255 for low, high in zip(*nibbles, strict=True))[:n]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

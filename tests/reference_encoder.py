@@ -26,7 +26,7 @@ PLAIN_BITS = {
 SCALE_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 TABLES = {2: ("qzc.tables.ans16", 16), 3: ("qzc.tables.ans256", 384), 4: ("qzc.tables.huffman", 128)}
 
-# The tables of coders 2, 3 and 4: frequencies or code lengths of all symbols.
+# The tables of coders 2, 3 and 4: frequencies or code lengths of all symbols. Coder 5 uses those of coder 2.
 Banks = dict[int, list[list[int]]]
 
 
@@ -276,25 +276,27 @@ def random_chunks(rng: np.random.Generator, run: list[int], width: int, plane: i
 def random_chunk(rng: np.random.Generator, codes: list[int], width: int, plane: int, banks: Banks) -> Chunk:
     """The first of a random order of coders that does not grow; raw never does."""
     buffer = pack(codes, width)
-    for coder in (int(coder) for coder in rng.permutation(5)):
+    for coder in (int(coder) for coder in rng.permutation(6)):
         if coder == 0 or (coder == 1 and len(set(buffer)) == 1):
             return Chunk(len(codes), coder, plane, 0, 0, buffer if coder == 0 else buffer[:1])
         if coder < 2:
             continue
-        streams = int(rng.integers(1, 2 + len(buffer) // 300)) if coder < 4 else 0
-        if streams and (streams - 1) * stream_size(len(buffer), streams) >= len(buffer):
+        low, coded = split(buffer) if coder == 5 else (b"", buffer)  # what has symbols
+        kind = 2 if coder == 5 else coder  # of table
+        streams = int(rng.integers(1, 2 + len(coded) // 300)) if coder != 4 else 0
+        if streams and (streams - 1) * stream_size(len(coded), streams) >= len(coded):
             continue
-        symbols = {nibble for byte in buffer for nibble in (byte & 15, byte >> 4)} if coder == 2 else set(buffer)
-        known = [table for table in banks[coder] if all(table[symbol] for symbol in symbols)]
+        symbols = {nibble for byte in coded for nibble in (byte & 15, byte >> 4)} if kind == 2 else set(coded)
+        known = [table for table in banks[kind] if all(table[symbol] for symbol in symbols)]
         shared = bool(known) and rng.random() < 0.3
-        table = known[0] if shared else random_table(rng, coder, buffer)
-        payload = encode_ans(buffer, table, coder, streams) if coder < 4 else encode_huffman(buffer, table)
+        table = known[0] if shared else random_table(rng, kind, coded)
+        payload = low + (encode_huffman(coded, table) if kind == 4 else encode_ans(coded, table, kind, streams))
         if len(payload) <= len(buffer):
             if not shared:
-                banks[coder].append(table)
-            return Chunk(len(codes), coder, plane, streams, banks[coder].index(table), payload)
+                banks[kind].append(table)
+            return Chunk(len(codes), coder, plane, streams, banks[kind].index(table), payload)
         if rng.random() < 0.05:
-            banks[coder].append(table)  # a row that no chunk needs is no error
+            banks[kind].append(table)  # a row that no chunk needs is no error
     raise AssertionError("raw always fits")
 
 
@@ -346,6 +348,12 @@ def table_row(coder: int, table: Sequence[int]) -> bytes:
 def pack(codes: Sequence[int], width: int) -> bytes:
     bits = sum(code << (width * i % 8) << 8 * (width * i // 8) for i, code in enumerate(codes))
     return bits.to_bytes(-(-len(codes) * width // 8), "little")
+
+
+def split(buffer: bytes) -> tuple[bytes, bytes]:
+    """The packed low nibbles and the packed high nibbles of coder 5."""
+    moved = [(byte + 8) % 256 for byte in buffer]
+    return pack([v % 16 for v in moved], 4), pack([v // 16 for v in moved], 4)
 
 
 def stream_size(n: int, streams: int) -> int:

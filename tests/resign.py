@@ -89,7 +89,7 @@ def edit_rows(data: bytes, tensor: str, **fields: list[int]) -> bytes:
     """The file with other values in columns of a chunk index, signed; the chunks' own checksums if they are not given."""
 
     def change(member: bytearray) -> None:
-        rows = [dict(zip(FIELDS, row, strict=True)) for row in ROW.iter_unpack(member)]
+        rows: list[dict[str, int]] = [dict(zip(FIELDS, row, strict=True)) for row in ROW.iter_unpack(member)]
         for field, values in fields.items():
             for row, value in zip(rows, values, strict=True):
                 row[field] = value

@@ -84,8 +84,8 @@ def test_runs_decode_and_never_grow(seed: int, size: int, bits: int, spread: flo
     for chunk in chunks:
         assert 1 <= len(chunk.payload) <= packed_nbytes(chunk.codes, width)
         assert chunk.checksum == xxhash.xxh3_64_intdigest(chunk.payload)
-        assert bool(chunk.table) == (chunk.coder >= 2) and bool(chunk.streams) == (chunk.coder in (2, 3))
-        assert chunk.coder in {"ans": (0, 1, 2, 3), "huffman": (0, 1, 4), "raw": (0,)}[choice]
+        assert bool(chunk.table) == (chunk.coder >= 2) and bool(chunk.streams) == (chunk.coder in (2, 3, 5))
+        assert chunk.coder in {"ans": (0, 1, 2, 3, 5), "huffman": (0, 1, 4), "raw": (0,)}[choice]
 
 
 @pytest.mark.parametrize("choice", ["ans", "huffman"])
@@ -134,6 +134,32 @@ def test_nibbles_are_coded_by_pairs_where_that_pays() -> None:
     chunks = encode_run(packed, codes.size, 4, "ans")
     assert {c.coder for c in chunks} == {3}
     assert decoded(chunks, 4) == packed.tobytes()
+
+
+@pytest.mark.parametrize(("spread", "coders"), [(40.0, {5}), (30.0, {5}), (16.0, {3}), (4.0, {3})])
+def test_bytes_are_split_where_that_costs_little(spread: float, coders: set[int]) -> None:
+    """The narrower the peak, the more the low nibbles would have to gain from coding."""
+    packed = normal_codes(6, 400_000, 8, spread)
+    chunks = encode_run(packed, packed.size, 8, "ans")
+    assert {c.coder for c in chunks} == coders
+    assert decoded(chunks, 8) == packed.tobytes()
+
+
+def test_small_runs_of_bytes_are_split_to_save_the_large_table() -> None:
+    packed = normal_codes(7, 1000, 8, 16.0)
+    (chunk,) = encode_run(packed, 1000, 8, "ans")
+    assert chunk.coder == 5 and len(chunk.table) == 16
+
+
+def test_splitting_costs_no_more_than_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for spread in (16.0, 20.0, 24.0, 28.0, 32.0):
+        packed = normal_codes(8, 300_000, 8, spread)
+        sizes = {}
+        for extra in (-1.0, 0.003, 1.0):  # never, as it is, always
+            monkeypatch.setattr("qzc.codec.chunks.SPLIT_EXTRA", extra)
+            sizes[extra] = total_nbytes(encode_run(packed, packed.size, 8, "ans"))
+        assert sizes[0.003] in (sizes[-1.0], sizes[1.0])
+        assert (sizes[1.0] <= 1.003 * sizes[-1.0]) == (sizes[0.003] == sizes[1.0])
 
 
 def test_the_result_does_not_depend_on_threads() -> None:

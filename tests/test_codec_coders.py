@@ -13,11 +13,12 @@ from qzc.codec.coder import CODERS, Coder, Table, coder_for
 from qzc.codec.errors import InvalidArgumentError
 from qzc.codec.histogram import byte_counts
 from qzc.codec.huffman_code import CodeLengths
-from qzc.codec.kernels.select import ans_kernels
+from qzc.codec.kernels.select import ans_kernels, batch_kernels
 from qzc.codec.model import FrequencyTable
 from tests import reference_decoder, reference_encoder
 
-ANS16, ANS256, HUFFMAN = CODERS[2], CODERS[3], CODERS[4]
+ANS16, ANS256, HUFFMAN, SPLIT8 = CODERS[2], CODERS[3], CODERS[4], CODERS[5]
+CODED = (ANS16, ANS256, HUFFMAN, SPLIT8)
 SIZES = (1, 2, 9, 10, 11, 31, 32, 33, 49, 50, 51, 63, 64, 65, 66, 95, 96, 97, 127, 128, 129, 160, 500, 4999)
 
 
@@ -27,8 +28,10 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QZC_KERNELS", request.param)
         ans_kernels.cache_clear()
+        batch_kernels.cache_clear()
         yield request.param
     ans_kernels.cache_clear()
+    batch_kernels.cache_clear()
 
 
 def skewed(rng: np.random.Generator, size: int, symbols: int, skew: float) -> NDArray[np.uint8]:
@@ -42,12 +45,17 @@ def skewed(rng: np.random.Generator, size: int, symbols: int, skew: float) -> ND
 def reference_encode(coder: Coder, data: bytes, table: Table, streams: int) -> bytes:
     if isinstance(table, CodeLengths):
         return reference_encoder.encode_huffman(data, table.lengths.tolist())
+    if coder is SPLIT8:
+        low, high = reference_encoder.split(data)
+        return low + reference_encoder.encode_ans(high, table.frequencies.tolist(), ANS16.id, streams)
     return reference_encoder.encode_ans(data, table.frequencies.tolist(), coder.id, streams)
 
 
 def reference_decode(coder: Coder, payload: bytes, table: Table, streams: int, size: int) -> bytes:
     if isinstance(table, CodeLengths):
         return reference_decoder.decode_huffman(payload, table.lengths.tolist(), size, "")
+    if coder is SPLIT8:
+        return reference_decoder.decode_split(payload, table.frequencies.tolist(), streams, size, "")
     return reference_decoder.decode_ans(payload, table.frequencies.tolist(), coder.id, streams, size, "")
 
 
@@ -63,7 +71,7 @@ def assert_round_trip(coder: Coder, data: NDArray[np.uint8], streams: int) -> No
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("coder", [ANS16, ANS256, HUFFMAN], ids=lambda coder: coder.name)
+@pytest.mark.parametrize("coder", CODED, ids=lambda coder: coder.name)
 def test_round_trip_and_reference_at_every_edge(coder: Coder, size: int) -> None:
     rng = np.random.default_rng(size)
     for symbols, skew in ((2, 0.3), (16, 0.0), (16, 0.6), (256, 0.2)):
@@ -76,20 +84,21 @@ def test_round_trip_and_reference_at_every_edge(coder: Coder, size: int) -> None
     symbols=st.sampled_from([1, 2, 3, 8, 16, 100, 256]),
     skew=st.floats(0.0, 3.0),
     streams=st.integers(1, 6),
-    coder=st.sampled_from([ANS16, ANS256, HUFFMAN]),
+    coder=st.sampled_from(CODED),
 )
 def test_round_trip_and_reference(seed: int, size: int, symbols: int, skew: float, streams: int, coder: Coder) -> None:
-    if (streams - 1) * (-(-size // (32 * streams)) * 32) >= size:
+    coded = -(-size // 2) if coder is SPLIT8 else size
+    if (streams - 1) * (-(-coded // (32 * streams)) * 32) >= coded:
         streams = 1
     data = skewed(np.random.default_rng(seed), size, symbols, skew)
     assert_round_trip(coder, data, 0 if coder is HUFFMAN else streams)
 
 
 @pytest.mark.parametrize("streams", [1, 2, 3, 4, 5, 8, 255])
-@pytest.mark.parametrize("coder", [ANS16, ANS256], ids=lambda coder: coder.name)
+@pytest.mark.parametrize("coder", [ANS16, ANS256, SPLIT8], ids=lambda coder: coder.name)
 def test_large_buffers_with_many_streams(coder: Coder, streams: int) -> None:
     rng = np.random.default_rng(streams)
-    for size in (32 * 255 * 3, 32 * 255 * 9 - 1):
+    for size in (32 * 255 * 6, 32 * 255 * 18 - 1):
         data = skewed(rng, size, 16, 0.4)
         table = coder.fit(byte_counts(data))
         payload = coder.encode(data, table, streams)
@@ -144,10 +153,11 @@ GOLDEN = {
     "ans16": "0000000028e903009868090048931300186a0900" + "8887010098780100" * 14,
     "ans256": "00000000881b060098e40500881f060098e00500" + "8887010098780100" * 14,
     "huffman": "02000000" * 10 + "dd1d222277378808dd1d222277378808dd0d2202",
+    "split8": "f000" * 17 + "00000000" + "898a0100" * 17 + "00000100" * 15,  # low nibbles, then all in the tail
 }
 
 
-@pytest.mark.parametrize("coder", [ANS16, ANS256, HUFFMAN], ids=lambda coder: coder.name)
+@pytest.mark.parametrize("coder", CODED, ids=lambda coder: coder.name)
 def test_golden_bytes(coder: Coder) -> None:
     table = coder.fit(byte_counts(GOLDEN_BUFFER))
     payload = coder.encode(GOLDEN_BUFFER, table, 0 if coder is HUFFMAN else 1)
@@ -156,7 +166,12 @@ def test_golden_bytes(coder: Coder) -> None:
 
 @pytest.mark.parametrize(
     ("coder", "checksum"),
-    [(ANS16, 9411088412009511533), (ANS256, 15046790090672304928), (HUFFMAN, 4724230036772573159)],
+    [
+        (ANS16, 9411088412009511533),
+        (ANS256, 15046790090672304928),
+        (HUFFMAN, 4724230036772573159),
+        (SPLIT8, 6743963115464941875),
+    ],
 )
 def test_golden_checksums_of_a_longer_buffer(coder: Coder, checksum: int) -> None:
     i = np.arange(5000)
@@ -176,7 +191,7 @@ def test_raw_and_constant() -> None:
 
 
 def test_encoders_refuse_symbols_without_a_code() -> None:
-    for coder in (ANS16, ANS256, HUFFMAN):
+    for coder in CODED:
         table = coder.fit(byte_counts(bytes([0x11, 0x12, 0x21] * 50)))
         with pytest.raises(InvalidArgumentError, match=r"frequency 0|without a code"):
             coder.encode(bytes([0x11, 0x34] * 50), table, 1)
@@ -188,11 +203,13 @@ def test_encoders_refuse_streams_without_a_byte(size: int, streams: int) -> None
     table = ANS256.fit(byte_counts(data))
     with pytest.raises(InvalidArgumentError, match="streams"):
         ANS256.encode(data[:size], table, streams)
+    with pytest.raises(InvalidArgumentError, match="streams"):
+        SPLIT8.encode(data[:size], SPLIT8.fit(byte_counts(data)), streams)
 
 
 def test_coders_refuse_the_table_of_another_coder() -> None:
     counts = byte_counts(bytes(range(200)))
-    for coder, other in ((ANS16, ANS256), (ANS256, HUFFMAN), (HUFFMAN, ANS16)):
+    for coder, other in ((ANS16, ANS256), (ANS256, HUFFMAN), (HUFFMAN, ANS16), (SPLIT8, ANS256)):
         with pytest.raises(InvalidArgumentError, match="needs a"):
             coder.encode(bytes(200), other.fit(counts), 1)
         with pytest.raises(InvalidArgumentError, match="needs a"):
@@ -205,5 +222,5 @@ def test_choices() -> None:
     with pytest.raises(InvalidArgumentError, match="unknown coder 'zip'; choose ans, huffman or raw"):
         coder_for("zip", 4)
     assert {coder.id: coder.name for coder in CODERS.values()} == {
-        0: "raw", 1: "constant", 2: "ans16", 3: "ans256", 4: "huffman"
+        0: "raw", 1: "constant", 2: "ans16", 3: "ans256", 4: "huffman", 5: "split8"
     }  # fmt: skip

@@ -16,12 +16,12 @@ from qzc.codec.coder import CODERS, Coder, Table
 from qzc.codec.errors import CorruptionError, UnsupportedError
 from qzc.codec.histogram import byte_counts
 from qzc.codec.huffman_code import CodeLengths
-from qzc.codec.kernels.select import ans_kernels
+from qzc.codec.kernels.select import ans_kernels, batch_kernels
 from qzc.codec.model import FrequencyTable
 from tests import reference_decoder
 
-CODED = [CODERS[2], CODERS[3], CODERS[4]]
-ANS16, HUFFMAN = CODERS[2], CODERS[4]
+CODED = [CODERS[2], CODERS[3], CODERS[4], CODERS[5]]
+ANS16, HUFFMAN, SPLIT8 = CODERS[2], CODERS[4], CODERS[5]
 GUARD = 64
 
 
@@ -30,8 +30,10 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QZC_KERNELS", request.param)
         ans_kernels.cache_clear()
+        batch_kernels.cache_clear()
         yield request.param
     ans_kernels.cache_clear()
+    batch_kernels.cache_clear()
 
 
 def sample(coder: Coder, size: int, seed: int = 0) -> tuple[NDArray[np.uint8], Table, int, bytes]:
@@ -62,6 +64,8 @@ def reference_decodes(coder: Coder, payload: bytes, table: Table, size: int, str
             return reference_decoder.decode_huffman(payload, table.lengths.tolist(), size, "")
         if streams < 1:
             return None
+        if coder is SPLIT8:
+            return reference_decoder.decode_split(payload, table.frequencies.tolist(), streams, size, "")
         return reference_decoder.decode_ans(payload, table.frequencies.tolist(), coder.id, streams, size, "")
     except ValueError:
         return None
@@ -167,11 +171,12 @@ def test_words_moved_from_one_stream_to_another() -> None:
     """The sum of the sizes is right, so the streams themselves have to notice."""
     for coder in CODED:
         _, table, streams, payload = sample(coder, 700)
-        count = 10 if coder is HUFFMAN else 2
-        sizes = list(struct.unpack_from(f"<{count}I", payload))
+        count, at = 10 if coder is HUFFMAN else 2, 350 if coder is SPLIT8 else 0
+        sizes = list(struct.unpack_from(f"<{count}I", payload, at))
         for delta in (1, 5, sizes[1]):
             moved = struct.pack(f"<{count}I", sizes[0] + delta, sizes[1] - delta, *sizes[2:])
-            assert decodes(coder, moved + payload[len(moved) :], table, 700, streams) is None
+            damaged = payload[:at] + moved + payload[at + len(moved) :]
+            assert decodes(coder, damaged, table, 700, streams) is None
 
 
 def test_huffman_stream_of_zero_length_sizes() -> None:
@@ -200,6 +205,12 @@ def test_unused_bits_must_be_zero() -> None:
     damaged = bytearray(encoded)
     damaged[4 + 4 * 16 + 1] = 1  # lane 16 holds tail bytes 32 and 33; there is no byte 33
     assert decodes(ANS16, bytes(damaged), ans_table, 33, 1) is None
+    data, split_table, _, encoded = sample(SPLIT8, 33)
+    assert decodes(SPLIT8, encoded, split_table, 33, 1) == data.tobytes()
+    for place in (16, 17 + 4 + 4 * 8):  # the last low nibble, and the last high one, in lane 8 of the states
+        damaged = bytearray(encoded)
+        damaged[place] |= 0x10
+        assert decodes(SPLIT8, bytes(damaged), split_table, 33, 1) is None
 
 
 @pytest.mark.parametrize(

@@ -49,12 +49,14 @@ def test_ans_reaches_the_entropy(bits: int, scale_method: str) -> None:
     codes = rtn_codes(bits, scale_method, bits)
     packed = pack_codes(codes, width)
     chunks = encode_run(packed, codes.size, width, "ans")
-    assert all(c.coder in (2, 3) for c in chunks)
+    assert all(c.coder == (2 if width <= 4 else 5) for c in chunks)
     payload = sum(len(c.payload) for c in chunks)
     tables = sum(map(len, {c.table for c in chunks}))
     streams = sum(c.streams for c in chunks)
     entropy = entropy_bits(code_counts(packed, codes.size, width)) / 8
-    assert payload + tables <= 1.002 * entropy + tables + STREAM_NBYTES * streams
+    # Raw low nibbles of 8-bit codes cost 0.2 % to 0.3 %, high nibbles rarer than 1 in 256 up to 0.2 %.
+    above = 1.002 if width <= 4 else 1.0045
+    assert payload + tables <= above * entropy + tables + STREAM_NBYTES * streams
     # Nibbles of 2-bit codes see no more than their own counts either: nothing codes below the entropy of its symbols.
     assert payload >= 0.995 * entropy
 
@@ -93,6 +95,19 @@ def test_payload_against_constriction(coder: object, size: int) -> None:
     oracle.encode_reverse(np.searchsorted(used, symbols).astype(np.int32), model)
     bits = 16 * words
     assert oracle.num_valid_bits() - 32 * 16 - 64 <= bits <= 1.00002 * oracle.num_valid_bits() + 32 + 64
+
+
+@pytest.mark.parametrize("size", [99_999, 1 << 18])
+def test_split_payload_is_its_cost(size: int) -> None:
+    """Half a byte for each, and what coder 2 takes for the high nibbles: it is compared with constriction above."""
+    codes = rtn_codes(8, "mse", 9)[:size]
+    counts = byte_counts(codes)
+    table = CODERS[5].fit(counts)
+    assert isinstance(table, FrequencyTable)
+    bits = 4 * size + table.cost_bits(CODERS[5].symbol_counts(counts))
+    payload = CODERS[5].encode(codes, table, 2).size
+    assert abs(8 * payload - bits) <= 2 * 8 * STREAM_NBYTES
+    assert payload <= 1.0045 * entropy_bits(counts) / 8 + 2 * STREAM_NBYTES
 
 
 def test_huffman_payload_is_its_cost() -> None:

@@ -110,7 +110,12 @@ def claim(shape: list[int], args: dict[str, Any], members: dict[str, Part]) -> b
     metadata["qzc.coded"] = json.dumps({"a": {"dtype": "F32", "shape": shape, "grid": 0}})
     fields = {"num_bits": 8, "symmetric": True, "strategy": "tensor", "group_size": None}
     metadata["qzc.grids"] = json.dumps([fields | {"scale_method": "mse", "scale_dtype": "float16"} | args])
-    parts = {"payload": ("U8", (0,), b""), "chunks": ("U8", (0, 32), b""), "scale": ("F16", (1,), bytes(2))} | members
+    parts: dict[str, Part] = {
+        "payload": ("U8", (0,), b""),
+        "chunks": ("U8", (0, 32), b""),
+        "scale": ("F16", (1,), bytes(2)),
+    }
+    parts |= members
     return encoder.seal(metadata, [encoder.Member(f"a.qzc.{what}", *part) for what, part in parts.items()])
 
 

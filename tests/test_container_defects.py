@@ -203,7 +203,7 @@ DEFECTS: dict[str, tuple[Edit, type[QzcError], str]] = {
     "a wrong checksum of a chunk": (rows("h", "checksum", at(1, 5)), CorruptionError, "'h', chunk 1 .*checksum"),
     # rows of the chunk index
     "a reserved byte": (rows("h", "reserved", at(1, 1)), CorruptionError, "'h': chunk 1 has a reserved byte"),
-    "an unknown coder": (rows("h", "coder", at(1, 5)), UnsupportedError, r"'h': chunk 1 uses coder 5; .*4 \(huffman\)"),
+    "an unknown coder": (rows("h", "coder", at(1, 6)), UnsupportedError, r"'h': chunk 1 uses coder 6; .*5 \(split8\)"),
     "coder 255": (rows("h", "coder", at(0, 255)), UnsupportedError, "coder 255"),
     "a table out of the bank": (rows("h", "table", at(0, 99)), CorruptionError, "chunk 0 names table 99 of 1"),
     "a table far out": (rows("h", "table", at(0, U32 - 1)), CorruptionError, "names table 4294967295"),

@@ -137,7 +137,23 @@ def test_reciprocals_are_exact() -> None:
             assert np.array_equal((u + delta) * k * m >> 23, u // f), (f, delta)
 
 
-@pytest.mark.parametrize("coder", ["ans16", "ans256"])
+@pytest.mark.parametrize("nbytes", [*range(1, 300), 8191, 8192, 8193])
+def test_split_bytes_are_joined_as_by_the_portable_kernel(nbytes: int) -> None:
+    from qzc.codec.kernels import split8, split8_avx2
+
+    rng = np.random.default_rng(nbytes)
+    payload, frequencies = split_payload(rng, nbytes, 1)
+    found, expected = np.zeros((2, nbytes), np.uint8)
+    assert split8_avx2.decode_split8(payload, 1, frequencies, found) == 0
+    assert split8.decode_split8(payload, 1, frequencies, expected) == 0
+    assert np.array_equal(found, expected)
+    low, high = np.zeros((2, -(-nbytes // 2)), np.uint8)
+    split8.split(found, low, high)
+    assert np.array_equal(low, payload[: low.size])
+    assert np.array_equal(encoded(portable("ans16")[0], high, 1, frequencies), payload[low.size :])
+
+
+@pytest.mark.parametrize("coder", ["ans16", "ans256", "split8"])
 @pytest.mark.parametrize("seed", range(2))
 def test_no_access_out_of_bounds(coder: str, seed: int) -> None:
     if not hasattr(os, "fork"):
@@ -162,6 +178,17 @@ class Guarded:
             assert libc.mprotect(ctypes.c_void_p(guard), ctypes.c_size_t(page), 0) == 0, os.strerror(ctypes.get_errno())
         begin = base + page + (room - nbytes if at_end else 0)
         self.array: Bytes = np.frombuffer((ctypes.c_uint8 * nbytes).from_address(begin), np.uint8)
+
+
+def split_payload(rng: np.random.Generator, nbytes: int, streams: int) -> tuple[Bytes, Table]:
+    """A valid payload of coder 5 for `nbytes` bytes, and its table."""
+    half = -(-nbytes // 2)
+    high, frequencies = draw(rng, 16, half)
+    low = rng.integers(0, 256, half).astype(np.uint8)
+    if nbytes % 2:
+        low[-1] &= 15
+        high[-1] &= 15
+    return np.concatenate([low, encoded(portable("ans16")[0], high, streams, frequencies)]), frequencies
 
 
 def hostile(rng: np.random.Generator, payload: Bytes, streams: int, frequencies: Table) -> Iterator[Bytes]:
@@ -226,5 +253,36 @@ def attack(coder: str, seed: int) -> None:
     print(f"{rejected} payloads rejected, {accepted} decoded")
 
 
+def attack_split8(seed: int) -> None:
+    from qzc.codec.kernels import split8, split8_avx2
+
+    rng = np.random.default_rng(seed)
+    rejected = accepted = 0
+    for nbytes in [1, 2, 63, 64, 65, 127, 128, 129, 130, 300, 999, 1000, 4096, 9999]:
+        half = -(-nbytes // 2)
+        for streams in (1, 2, 4, 5):
+            if not fills(half, streams):
+                continue
+            good, frequencies = split_payload(rng, nbytes, streams)
+            bad = [np.concatenate([good[:half], end]) for end in hostile(rng, good[half:], streams, frequencies)]
+            bad += [good[: rng.integers(half)], good[:half], *(np.roll(good, shift) for shift in (-1, 1, half))]
+            for at_end in (False, True):
+                out, expected = Guarded(nbytes, at_end), np.zeros(nbytes, np.uint8)
+                for number, payload in enumerate([good, *bad]):
+                    view = Guarded(payload.size, at_end)
+                    view.array[:] = payload
+                    status = split8_avx2.decode_split8(view.array, streams, frequencies, out.array)
+                    wanted = split8.decode_split8(payload, streams, frequencies, expected)
+                    assert (status == 0) == (wanted == 0), (nbytes, streams, number)
+                    assert status or np.array_equal(out.array, expected), (nbytes, streams, number)
+                    rejected += status != 0
+                    accepted += status == 0
+    assert accepted > 60 and rejected > 1000
+    print(f"{rejected} payloads rejected, {accepted} decoded")
+
+
 if __name__ == "__main__":
-    attack(sys.argv[1], int(sys.argv[2]))
+    if sys.argv[1] == "split8":
+        attack_split8(int(sys.argv[2]))
+    else:
+        attack(sys.argv[1], int(sys.argv[2]))

@@ -59,7 +59,7 @@ def test_random_files_use_the_whole_format() -> None:
                 for row in ROW.iter_unpack(member.data):
                     seen.update([f"coder {row[4]}", f"plane {row[5]}", "several streams" if row[6] > 1 else "one"])
     wanted = {f"{bits}-bit" for bits in range(1, 9)} | {f"{rank}-d" for rank in range(5)}
-    wanted |= {f"coder {coder}" for coder in range(5)} | {"plane 0", "plane 1", "several streams"}
+    wanted |= {f"coder {coder}" for coder in range(6)} | {"plane 0", "plane 1", "several streams"}
     wanted |= {"empty", "tie", "row_class", "column_class"} | set(encoder.PLAIN_BITS)
     wanted |= {
         f"{strategy} {symmetric} {dtype}"
@@ -97,7 +97,7 @@ def code_chunks(
 
 
 def small_file() -> bytes:
-    """About 3 KB with all coders, both planes, class maps, ties and uncoded tensors."""
+    """About 3 KB with coders 0 to 4, both planes, class maps, ties and uncoded tensors."""
     banks: encoder.Banks = {2: [], 3: [], 4: []}
     skewed = [6 + (i % 11 == 0) - (i % 13 == 5) for i in range(600)]
     a = code_chunks(banks, skewed[:230] + [1] * 70, 8, 0, [(150, 3, 1), (80, 4, 0), (70, 1, 0)])
@@ -329,7 +329,7 @@ BROKEN: list[tuple[str, Callable[[Meta, Parts], None]]] = [
     ("section 4, 'a' chunk 2 codes: 16777217 is not in", row("a", 2, codes=2**24 + 1 - 70)),
     ("section 4, 'a' chunks codes: plane 0 has 300 codes", row("a", 2, codes=1)),
     ("section 4, 'b' chunks codes: plane 1 has 12 codes", row("b", 6, codes=1)),
-    ("section 4, 'a' chunk 0 coder", row("a", 0, coder=2)),
+    ("section 4, 'a' chunk 0 coder", row("a", 0, coder=3)),
     ("section 4, 'b' chunk 5 plane", row("b", 5, plane=1)),
     ("section 4, 'b' chunks plane: order", row("b", 0, plane=1)),
     ("section 4, 'a' chunk 0 streams", row("a", 0, streams=-1)),
@@ -424,6 +424,32 @@ def test_ans_streams_of_every_length() -> None:
                 else:
                     with pytest.raises(ValueError, match="streams: one of them"):
                         decoder.decode_ans(payload, table, coder, streams, n, "ans")
+
+
+def test_split_chunks_of_every_length() -> None:
+    rng = np.random.default_rng(0)
+    for n in (1, 2, 3, 127, 128, 129, 130, 131, 257, 400):
+        buffer = rng.integers(0, 256, n).astype(np.uint8).tobytes()
+        low, high = encoder.split(buffer)
+        assert len(low) == len(high) == -(-n // 2)
+        table = encoder.random_table(rng, 2, high)
+        payload = low + encoder.encode_ans(high, table, 2, 1)
+        assert decoder.decode_split(payload, table, 1, n, "split8") == buffer
+
+
+@pytest.mark.parametrize(
+    ("payload", "where"),
+    [
+        (b"\0", "low: too short"),
+        (b"\x77\x77" + ans_payload([], l0=2**16 + 0x0777), "low: unused bits"),
+        (b"\x77\x07" + ans_payload([], l0=2**16 + 0x7777), "high: unused bits"),
+        (b"\x77\x07" + ans_payload([], l1=2**16 + 1), "tail: not zero"),
+    ],
+)
+def test_broken_split_chunks(payload: bytes, where: str) -> None:
+    assert decoder.decode_split(b"\x77\x07" + ans_payload([], l0=2**16 + 0x0887), HALVES, 1, 3, "") == b"\x6f\x7f\x7f"
+    with pytest.raises(ValueError, match=where):
+        decoder.decode_split(payload, HALVES, 1, 3, "split8")
 
 
 @pytest.mark.parametrize(
@@ -533,6 +559,16 @@ def test_worked_huffman_chunk() -> None:
     assert decoder.decode_huffman(payload, lengths, len(buffer), "") == buffer
     assert encoder.encode_huffman(buffer, lengths) == payload
     assert len(payload) <= len(buffer) == 104 * 4 // 8
+
+
+def test_worked_split8_chunk() -> None:
+    example = listings("split8.")
+    buffer, payload = example["buffer"], example["payload"]
+    table = decoder.read_table(2, example["table"], "")
+    low, high = encoder.split(buffer)
+    assert decoder.decode_split(payload, table, 1, len(buffer), "") == buffer
+    assert low + encoder.encode_ans(high, table, 2, 1) == payload
+    assert len(payload) <= len(buffer) == 271
 
 
 def test_worked_file() -> None:

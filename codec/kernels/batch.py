@@ -35,8 +35,7 @@ def _pointer(element: Any) -> Any:
 _byte_pointer, words_at = _pointer(types.uint8), _pointer(types.uint16)
 
 
-@intrinsic
-def copy_bytes(typing_context: Any, target: Any, source: Any, count: Any) -> Any:
+def _copy_bytes(typing_context: Any, target: Any, source: Any, count: Any) -> Any:
     """memcpy, which LLVM does not make of a loop over arrays that might overlap."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
@@ -45,6 +44,9 @@ def copy_bytes(typing_context: Any, target: Any, source: Any, count: Any) -> Any
         cgutils.raw_memcpy(builder, *places, values[2], 1)
 
     return types.void(types.uint64, types.uint64, types.uint64), generate
+
+
+copy_bytes: Any = intrinsic(_copy_bytes)
 
 
 @inlined
