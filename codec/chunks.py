@@ -24,8 +24,8 @@ CHUNK_CODES = 1 << 18  # default target: the decoded chunk stays in a second-lev
 CHUNK_ALIGNMENT = 256  # codes: every chunk of a run but the last holds a multiple
 
 # Share of the size by which split8 may be above ans256. It decodes and encodes almost twice as fast (docs/PERFORMANCE.md) for
-# 0.1 % to 0.25 % at 8 bits, where groups of 128 by absmax are the most; at 7 bits it would be 0.8 %, and 2.5 % at 6.
-SPLIT_EXTRA = 0.003
+# 0.1 % at 8 bits with scales by mse; it would be 0.25 % for groups of 128 by absmax, 0.8 % at 7 bits, and 2.5 % at 6.
+SPLIT_EXTRA = 0.002
 WORTH_BYTES = 0.002  # share of the size that coding nibbles by pairs must save: vector kernels are slower at it
 
 # A row of the chunk index (SPEC section 4).
@@ -89,7 +89,7 @@ def encode_run(
     """Code a packed run (uint8 `[packed_nbytes(codes, storage_bits)]`) with `ans`, `huffman` or `raw`.
 
     `ans` codes nibbles (ans16) where they have at most 4 bits and pairs of them are not notably cheaper, else bytes: by
-    their high nibbles (split8) where payloads and tables are then at most 0.3 % larger, or else whole (ans256).
+    their high nibbles (split8) where payloads and tables are then at most 0.2 % larger, or else whole (ans256).
     Each chunk gets its own frequency table or shares one with others of the run, whichever makes the sum of payloads
     and tables smaller. A chunk whose bytes are all the same becomes constant, one that would not shrink stays raw.
     `run` maps a function over the chunks, in threads if it likes; the result does not depend on it.

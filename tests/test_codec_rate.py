@@ -49,13 +49,12 @@ def test_ans_reaches_the_entropy(bits: int, scale_method: str) -> None:
     codes = rtn_codes(bits, scale_method, bits)
     packed = pack_codes(codes, width)
     chunks = encode_run(packed, codes.size, width, "ans")
-    assert all(c.coder == (2 if width <= 4 else 5) for c in chunks)
+    assert {c.coder for c in chunks} == ({2} if width <= 4 else {5} if scale_method == "mse" else {3})
     payload = sum(len(c.payload) for c in chunks)
     tables = sum(map(len, {c.table for c in chunks}))
     streams = sum(c.streams for c in chunks)
     entropy = entropy_bits(code_counts(packed, codes.size, width)) / 8
-    # Raw low nibbles of 8-bit codes cost 0.2 % to 0.3 %, high nibbles rarer than 1 in 256 up to 0.2 %.
-    above = 1.002 if width <= 4 else 1.0045
+    above = 1.002 if width <= 4 else 1.004  # of 8-bit codes the low nibbles are raw, where that costs 0.2 % at most
     assert payload + tables <= above * entropy + tables + STREAM_NBYTES * streams
     # Nibbles of 2-bit codes see no more than their own counts either: nothing codes below the entropy of its symbols.
     assert payload >= 0.995 * entropy
