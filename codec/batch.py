@@ -64,8 +64,10 @@ class Tasks:
         return len(self.tasks)
 
     @property
-    def checksums(self) -> list[int]:
-        """Expected XXH3-64 of each payload."""
+    def checksums(self) -> list[int] | list[None]:
+        """Expected XXH3-64 of each payload; None where it need not be compared."""
+        if not self.coded.verify:
+            return [None] * self.count
         rows: list[int] = self.coded.index.rows["checksum"][self.first : self.first + self.count].tolist()
         return rows
 
@@ -103,43 +105,51 @@ def run_tasks(work: Sequence[Tasks], run: RunMap = map) -> None:
         return
     batch = np.concatenate([tasks.tasks for tasks in work])
     coders = np.concatenate([tasks.coders for tasks in work])
-    payloads = [payload for tasks in work for payload in tasks.payloads]
-    checksums = [c for t in work for c in (t.checksums if t.coded.verify else [None] * t.count)]
+    sources = [source for tasks in work for source in zip(tasks.payloads, tasks.checksums, strict=True)]
+    order = None
+    if (coders != coders[0]).any():  # chunks of one coder side by side
+        order = np.argsort(coders, kind="stable")
+        batch, coders, sources = batch[order], coders[order], [sources[i] for i in order.tolist()]
+    tasks = batch.view(TASK)[:, 0]
     status = np.zeros(len(batch), np.int64)
 
-    def decode(piece: tuple[int, NDArray[np.int64]]) -> None:
-        coder, rows = piece
-        status[rows] = _decode(coder, batch[rows], [(payloads[i], checksums[i]) for i in rows.tolist()])
+    def decode(piece: tuple[int, int, int]) -> None:
+        coder, start, stop = piece
+        _decode(coder, tasks[start:stop], sources[start:stop], status[start:stop])
 
-    for _ in run(decode, _pieces(coders, batch.view(TASK)["size"][:, 0])):
+    for _ in run(decode, _pieces(coders.tolist(), tasks["size"].tolist())):
         pass
     if status.any():
+        if order is not None:
+            status[order] = status.copy()
         first = int(np.flatnonzero(status != OK)[0])
         raise _error(work, first, int(status[first]))
 
 
-def _pieces(coders: NDArray[np.uint8], sizes: NDArray[np.uint64]) -> list[tuple[int, NDArray[np.int64]]]:
-    """Which chunks are decoded in one call: of one coder, and of about PIECE_NBYTES."""
-    pieces: list[tuple[int, NDArray[np.int64]]] = []
-    for coder in sorted(set(coders.tolist())):
-        mine = np.flatnonzero(coders == coder)
-        number = np.cumsum(sizes[mine]) // np.uint64(PIECE_NBYTES)
-        pieces += [(coder, piece) for piece in np.split(mine, np.flatnonzero(np.diff(number)) + 1)]
-    return pieces
+def _pieces(coders: list[int], sizes: list[int]) -> list[tuple[int, int, int]]:
+    """What is decoded in one call: (coder, first task, behind the last one), of about PIECE_NBYTES."""
+    pieces: list[tuple[int, int, int]] = []
+    start = nbytes = 0
+    for i, (coder, size) in enumerate(zip(coders, sizes, strict=True)):
+        if i > start and (coder != coders[start] or nbytes + size > PIECE_NBYTES):
+            pieces.append((coders[start], start, i))
+            start, nbytes = i, 0
+        nbytes += size
+    return [*pieces, (coders[start], start, len(coders))]
 
 
-def _decode(coder: int, tasks: NDArray[np.uint64], sources: list[tuple[memoryview, int | None]]) -> NDArray[np.int64]:
+def _decode(
+    coder: int, tasks: NDArray[Any], sources: list[tuple[memoryview, int | None]], status: NDArray[np.int64]
+) -> None:
     from .kernels.select import batch_kernels
 
-    status = np.zeros(len(tasks), np.int64)
     damaged = [
         i for i, (payload, want) in enumerate(sources) if want is not None and xxh3_64_intdigest(payload) != want
     ]
     if damaged:  # the rest is not needed
         status[damaged] = WRONG_CHECKSUM
     else:
-        batch_kernels()[coder](tasks.view(TASK)[:, 0], status)
-    return status
+        batch_kernels()[coder](tasks, status)
 
 
 def _error(work: Sequence[Tasks], number: int, status: int) -> CorruptionError:
