@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from .buffers import Buffer, read_only
 from .errors import CorruptionError, InvalidArgumentError
-from .histogram import byte_counts, fold_counts
+from .histogram import byte_counts, fold_counts, nibble_counts
 from .kernels.status import BAD_STREAMS, MESSAGES
 from .model import PRECISION, FrequencyTable, parse_frequencies
+from .scratch import scratch
 from .task import decode_one
 
 LANES = 32
@@ -43,17 +44,21 @@ class AnsCoder:
         return max(1, min(MAX_STREAMS, nbytes // STREAM_NBYTES))
 
     def encode(self, packed: Buffer, table: object, streams: int) -> NDArray[np.uint8]:
-        from .kernels.select import ans_kernels
-
         source, frequencies = read_only(packed), frequencies_of(table, self.symbols, self.name)
         check_streams(source.size, streams)
-        if self.symbol_counts(byte_counts(source))[frequencies == 0].any():
+        counts = nibble_counts(source) if self.symbols == 16 else byte_counts(source)
+        if counts[frequencies == 0].any():
             raise InvalidArgumentError("the buffer holds a symbol of frequency 0")
-        kernels = ans_kernels()
+        return self.encode_fitted(source, table, streams).copy()
+
+    def encode_fitted(self, source: NDArray[np.uint8], table: object, streams: int) -> NDArray[np.uint8]:
+        from .kernels.select import ans_kernels
+
+        kernels, frequencies = ans_kernels(), frequencies_of(table, self.symbols, self.name)
         encode = kernels.encode_ans16 if self.symbols == 16 else kernels.encode_ans256
-        scratch = np.empty(encoded_bound(source.size, streams), np.uint8)
-        nbytes = encode(source, streams, frequencies, scratch)
-        return scratch[scratch.size - nbytes :].copy()
+        memory = scratch(encoded_bound(source.size, streams))
+        nbytes = encode(source, streams, frequencies, memory)
+        return memory[memory.size - nbytes :]
 
     def decode(self, payload: Buffer, table: object, out: NDArray[np.uint8], streams: int) -> None:
         if streams < 0:

@@ -15,6 +15,7 @@ from .coder import CODERS, Coder, Table, coder_for
 from .constant import CONSTANT
 from .errors import CorruptionError, InvalidArgumentError, UnsupportedError, VerificationError
 from .histogram import byte_counts
+from .nibbles import WORTH_BYTES, nibble_tables
 from .raw import RAW
 from .run_map import RunMap
 from .split8 import RAW_BITS, SPLIT8
@@ -26,7 +27,6 @@ CHUNK_ALIGNMENT = 256  # codes: every chunk of a run but the last holds a multip
 # Share of the size by which split8 may be above ans256. It decodes and encodes almost twice as fast (docs/PERFORMANCE.md) for
 # 0.1 % at 8 bits with scales by mse; it would be 0.25 % for groups of 128 by absmax, 0.8 % at 7 bits, and 2.5 % at 6.
 SPLIT_EXTRA = 0.002
-WORTH_BYTES = 0.002  # share of the size that coding nibbles by pairs must save: vector kernels are slower at it
 
 # A row of the chunk index (SPEC section 4).
 CHUNK_DTYPE = np.dtype(
@@ -102,12 +102,21 @@ def encode_run(
     plan = plan_chunks(codes, storage_bits, chunk_codes)
     buffers = [read_only(packed[a * storage_bits // 8 : packed_nbytes(b, storage_bits)]) for a, b in plan]
     tables: list[Table | None] = [None] * len(buffers)
-    if coder.table_nbytes:
+    found = nibble_tables(buffers, run) if coder is ANS16 else None
+    if found is not None:
+        tables = list(found)
+    elif coder.table_nbytes:
         coder, tables = _choose_tables(coder, list(run(byte_counts, buffers)), run)
+
+    # Payloads of a run lie in one piece of memory, each where its codes lie in the packed run: the allocator keeps such a
+    # piece for the next run, while small ones go back to the system, and new pages cost as much as filling them.
+    room = np.empty(packed.size, np.uint8)
 
     def encode(index: int) -> EncodedChunk:
         start, stop = plan[index]
-        chunk = _encode_chunk(coder, tables[index], buffers[index], stop - start)
+        chunk = _encode_chunk(
+            coder, tables[index], buffers[index], stop - start, room[start * storage_bits // 8 :][: buffers[index].size]
+        )
         if verify:
             _verify(chunk, buffers[index])
         return chunk
@@ -174,6 +183,8 @@ def _own_or_shared(coder: Coder, counts: list[NDArray[np.int64]], run: RunMap) -
     symbols = [coder.symbol_counts(c) for c in counts]
     own = list(run(coder.fit, counts))
     own_costs = [table.cost_bits(c) + price for table, c in zip(own, symbols, strict=True)]
+    if len(own) == 1:
+        return own_costs[0], own
     shared = coder.fit(np.sum(counts, axis=0))
     assert shared is not None  # only coders with tables come here
     shared_costs = [shared.cost_bits(c) for c in symbols]
@@ -183,16 +194,20 @@ def _own_or_shared(coder: Coder, counts: list[NDArray[np.int64]], run: RunMap) -
     return cost, [a if x < y else shared for a, x, y in zip(own, own_costs, shared_costs, strict=True)]
 
 
-def _encode_chunk(coder: Coder, table: Table | None, buffer: NDArray[np.uint8], codes: int) -> EncodedChunk:
+def _encode_chunk(
+    coder: Coder, table: Table | None, buffer: NDArray[np.uint8], codes: int, out: NDArray[np.uint8]
+) -> EncodedChunk:
     if coder.id == RAW.id or buffer.size == 1:
         return _chunk(codes, RAW, 0, b"", buffer)
     if buffer[0] == buffer[-1] and not (buffer != buffer[0]).any():
         return _chunk(codes, CONSTANT, 0, b"", CONSTANT.encode(buffer, None, 0))
     streams = coder.default_streams(buffer.size)
-    payload = coder.encode(buffer, table, streams)
+    payload = coder.encode_fitted(buffer, table, streams)
     if payload.size >= buffer.size:
         return _chunk(codes, RAW, 0, b"", buffer)
-    return _chunk(codes, coder, streams, table.to_bytes() if table else b"", payload)
+    out = out[: payload.size]
+    out[:] = payload
+    return _chunk(codes, coder, streams, table.to_bytes() if table else b"", out)
 
 
 def _chunk(codes: int, coder: Coder, streams: int, table: bytes, payload: NDArray[np.uint8]) -> EncodedChunk:

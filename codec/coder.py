@@ -55,6 +55,12 @@ class Coder(Protocol):
         Raises InvalidArgumentError if the table lacks a symbol of the buffer or `streams` does not suit its size.
         """
 
+    def encode_fitted(self, source: NDArray[np.uint8], table: Table | None, streams: int) -> NDArray[np.uint8]:
+        """The same, unchecked, of a read-only buffer: for a table that was made of its counts and `default_streams`.
+
+        The next call of the same thread may overwrite the payload.
+        """
+
     def decode(self, payload: Buffer, table: Table | None, out: NDArray[np.uint8], streams: int) -> None:
         """Fill `out` (uint8, C-contiguous, at least one byte) from a payload.
 

@@ -35,6 +35,9 @@ class ConstantCoder:
             raise InvalidArgumentError("the constant coder takes buffers whose bytes are all the same")
         return source[:1].copy()
 
+    def encode_fitted(self, source: NDArray[np.uint8], table: object, streams: int) -> NDArray[np.uint8]:
+        return self.encode(source, table, streams)
+
     def decode(self, payload: Buffer, table: object, out: NDArray[np.uint8], streams: int) -> None:
         source = read_only(payload)
         if source.size != 1:

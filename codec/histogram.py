@@ -19,6 +19,15 @@ def byte_counts(buffer: Buffer) -> NDArray[np.int64]:
     return counts
 
 
+def nibble_counts(buffer: Buffer) -> NDArray[np.int64]:
+    """Number of each nibble value in the buffer, low and high ones alike: int64 `[16]`."""
+    from .kernels.select import count_nibbles
+
+    counts = np.zeros(16, np.int64)
+    count_nibbles()(read_only(buffer), counts)
+    return counts
+
+
 def code_counts(packed: Buffer, count: int, storage_bits: int) -> NDArray[np.int64]:
     """Number of each code among the first `count` codes of a packed buffer: int64 `[2**storage_bits]`.
 
@@ -34,15 +43,19 @@ def code_counts(packed: Buffer, count: int, storage_bits: int) -> NDArray[np.int
     rest = count - whole * 8 // storage_bits
     if count < 0 or packed_nbytes(count, storage_bits) > buffer.size:
         raise InvalidArgumentError(f"{buffer.size} bytes do not hold {count} codes of {storage_bits} bits")
-    counts = fold_counts(byte_counts(buffer[:whole]), storage_bits)
+    counts = (
+        byte_counts(buffer[:whole]) if storage_bits == 8 else fold_counts(nibble_counts(buffer[:whole]), storage_bits)
+    )
     tail = unpack_codes(buffer, rest, storage_bits, start=count - rest)
     return counts + np.bincount(tail, minlength=counts.size)
 
 
 def fold_counts(counts: NDArray[np.int64], width: int) -> NDArray[np.int64]:
-    """Counts of bytes (int64 `[256]`) as counts of the `8 / width` symbols of `width` bits in each: int64 `[2**width]`."""
+    """Counts of bytes or nibbles (int64 `[256]` or `[16]`) as those of the symbols of `width` bits in them: int64 `[2**width]`."""
     levels = 1 << width
     folded = np.zeros(levels, np.int64)
-    for digit in range(8 // width):  # byte = high, digit, low: sum over all but the digit
-        folded += counts.reshape(-1, levels, levels**digit).sum(axis=(0, 2))
+    digit = 1
+    while digit < counts.size:  # symbol = high, digit, low: sum over all but the digit
+        folded += counts.reshape(-1, levels, digit).sum(axis=(0, 2))
+        digit *= levels
     return folded

@@ -12,6 +12,7 @@ from .errors import CorruptionError, InvalidArgumentError
 from .histogram import byte_counts
 from .huffman_code import LIMIT, CodeLengths
 from .kernels.status import MESSAGES
+from .scratch import scratch
 from .task import decode_one
 
 
@@ -34,14 +35,16 @@ class HuffmanCoder:
         return 0  # the format has ten, always
 
     def encode(self, packed: Buffer, table: object, streams: int) -> NDArray[np.uint8]:
+        source = read_only(packed)
+        if byte_counts(source)[_code(table).lengths == 0].any():
+            raise InvalidArgumentError("the buffer holds a byte without a code")
+        return self.encode_fitted(source, table, streams).copy()
+
+    def encode_fitted(self, source: NDArray[np.uint8], table: object, streams: int) -> NDArray[np.uint8]:
         from .kernels import huffman as kernels
 
-        source, code = read_only(packed), _code(table)
-        if byte_counts(source)[code.lengths == 0].any():
-            raise InvalidArgumentError("the buffer holds a byte without a code")
-        scratch = np.empty(kernels.encoded_bound(source.size), np.uint8)
-        nbytes = kernels.encode(source, code.codes, scratch)
-        return scratch[:nbytes].copy()
+        memory = scratch(kernels.encoded_bound(source.size))
+        return memory[: kernels.encode(source, _code(table).codes, memory)]
 
     def decode(self, payload: Buffer, table: object, out: NDArray[np.uint8], streams: int) -> None:
         status = decode_one(self.id, read_only(payload), _code(table).windows, streams, out)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from .buffers import Buffer, read_only
 from .errors import CorruptionError, InvalidArgumentError
 
 PRECISION = {16: 8, 256: 12}  # number of symbols -> bits of precision, the two kinds of table of the format
-_UNITS = 1 << 20  # costs are sums of integers of this many units per bit: the same on every machine
+UNITS = 1 << 20  # costs are sums of integers of this many units per bit: the same on every machine
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +26,6 @@ class FrequencyTable:
 
     frequencies: NDArray[np.uint16]
     precision: int
-    starts: NDArray[np.uint16] = field(init=False)  # sums of the frequencies of all smaller symbols
 
     def __post_init__(self) -> None:
         f = np.array(self.frequencies, np.uint16)
@@ -35,10 +34,23 @@ class FrequencyTable:
         total = 1 << self.precision
         if int(f.sum(dtype=np.int64)) != total or int(f.max()) == total:
             raise InvalidArgumentError(f"frequencies must add up to {total}, each of them smaller; got {f.tolist()}")
-        starts = (np.cumsum(f, dtype=np.int64) - f).astype(np.uint16)
-        for name, array in (("frequencies", f), ("starts", starts)):
-            array.flags.writeable = False
-            object.__setattr__(self, name, array)
+        f.flags.writeable = False
+        object.__setattr__(self, "frequencies", f)
+
+    @cached_property
+    def starts(self) -> NDArray[np.uint16]:
+        """Sums of the frequencies of all smaller symbols: uint16, read-only."""
+        starts = (np.cumsum(self.frequencies, dtype=np.int64) - self.frequencies).astype(np.uint16)
+        starts.flags.writeable = False
+        return starts
+
+    @classmethod
+    def trusted(cls, frequencies: NDArray[np.uint16], precision: int) -> FrequencyTable:
+        """The table of a read-only array that has just been made to be one: nothing is checked or copied."""
+        table = object.__new__(cls)
+        object.__setattr__(table, "frequencies", frequencies)
+        object.__setattr__(table, "precision", precision)
+        return table
 
     @classmethod
     def from_counts(cls, counts: NDArray[np.int64], precision: int) -> FrequencyTable:
@@ -57,14 +69,16 @@ class FrequencyTable:
             frequencies[used[0]] = (1 << precision) - 1
             frequencies[0 if used[0] else 1] = 1
         else:
-            normalize(counts.astype(np.int64), _log_steps(precision), frequencies)
-        return cls(frequencies.astype(np.uint16), precision)
+            normalize(counts.astype(np.int64), log_steps(precision), frequencies)
+        narrow = frequencies.astype(np.uint16)
+        narrow.flags.writeable = False
+        return cls.trusted(narrow, precision)
 
     def cost_bits(self, counts: NDArray[np.int64]) -> float:
         """Bits that an ideal coder spends on these counts with this table; inf if it cannot code a counted symbol."""
         if counts[self.frequencies == 0].any():
             return float("inf")
-        return int((counts * _cost_units(self.precision)[self.frequencies]).sum()) / _UNITS
+        return int((counts * cost_units(self.precision)[self.frequencies]).sum()) / UNITS
 
     def to_bytes(self) -> bytes:
         """The row of a table bank: 16 bytes of 8 bits, or 384 bytes of 12 bits, two frequencies in three bytes."""
@@ -104,7 +118,7 @@ def parse_frequencies(bank: Buffer, symbols: int) -> NDArray[np.uint16]:
 
 
 @cache
-def _log_steps(precision: int) -> NDArray[np.float64]:
+def log_steps(precision: int) -> NDArray[np.float64]:
     """ln((f + 1) / f) for f = 0 .. 2**precision - 1 (inf for 0), from + - * / alone.
 
     The C library's logarithm differs between platforms in the last bit, and tables must not: files are reproducible.
@@ -121,10 +135,18 @@ def _log_steps(precision: int) -> NDArray[np.float64]:
 
 
 @cache
-def _cost_units(precision: int) -> NDArray[np.int64]:
-    """-log2(f / 2**precision) in units of 1 / _UNITS bit, for f = 0 .. 2**precision - 1 (0 for f = 0)."""
-    logs = np.concatenate([[0.0, 0.0], np.cumsum(_log_steps(precision)[1:])])  # ln(f) at f, 0 at 0
+def cost_units(precision: int) -> NDArray[np.int64]:
+    """-log2(f / 2**precision) in units of 1 / UNITS bit, for f = 0 .. 2**precision - 1 (0 for f = 0)."""
+    logs = np.concatenate([[0.0, 0.0], np.cumsum(log_steps(precision)[1:])])  # ln(f) at f, 0 at 0
     cost = precision - logs / (logs[2])
-    units: NDArray[np.int64] = np.rint(cost * _UNITS).astype(np.int64)[:-1]
+    units: NDArray[np.int64] = np.rint(cost * UNITS).astype(np.int64)[:-1]
     units[0] = 0
     return units
+
+
+@cache
+def log_units() -> NDArray[np.int64]:
+    """log2(n) in units of 1 / UNITS bit, for n = 0 .. 4095 (0 for n = 0)."""
+    logs: NDArray[np.int64] = 12 * UNITS - cost_units(12)
+    logs[0] = 0
+    return logs

@@ -32,6 +32,9 @@ class RawCoder:
     def encode(self, packed: Buffer, table: object, streams: int) -> NDArray[np.uint8]:
         return read_only(packed).copy()
 
+    def encode_fitted(self, source: NDArray[np.uint8], table: object, streams: int) -> NDArray[np.uint8]:
+        return self.encode(source, table, streams)
+
     def decode(self, payload: Buffer, table: object, out: NDArray[np.uint8], streams: int) -> None:
         source = read_only(payload)
         if source.size != out.size:

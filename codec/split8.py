@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from .ans import ANS16, check_streams, encoded_bound, frequencies_of
 from .buffers import Buffer, read_only
 from .errors import CorruptionError, InvalidArgumentError
+from .histogram import byte_counts
 from .kernels.status import BAD_STREAMS, MESSAGES
 from .model import FrequencyTable
+from .scratch import scratch
 from .task import decode_one
 
 RAW_BITS = 4  # of each byte, which no table makes cheaper
@@ -42,18 +44,26 @@ class Split8Coder:
         return ANS16.default_streams(-(-nbytes // 2))
 
     def encode(self, packed: Buffer, table: object, streams: int) -> NDArray[np.uint8]:
+        source, frequencies = read_only(packed), frequencies_of(table, 16, self.name)
+        check_streams(-(-source.size // 2), streams)
+        if self.symbol_counts(byte_counts(source))[frequencies == 0].any():
+            raise InvalidArgumentError("the buffer holds a symbol of frequency 0")
+        return self.encode_fitted(source, table, streams).copy()
+
+    def encode_fitted(self, source: NDArray[np.uint8], table: object, streams: int) -> NDArray[np.uint8]:
         from .kernels import split8
         from .kernels.select import ans_kernels
 
-        source, frequencies = read_only(packed), frequencies_of(table, 16, self.name)
         half = -(-source.size // 2)
-        check_streams(half, streams)
         low, high = np.empty(half, np.uint8), np.empty(half, np.uint8)
-        if split8.split(source, low, high) & sum(1 << s for s in np.flatnonzero(frequencies == 0).tolist()):
-            raise InvalidArgumentError("the buffer holds a symbol of frequency 0")
-        scratch = np.empty(encoded_bound(half, streams), np.uint8)
-        nbytes = ans_kernels().encode_ans16(read_only(high), streams, frequencies, scratch)
-        return np.concatenate([low, scratch[scratch.size - nbytes :]])
+        split8.split(source, low, high)
+        memory = scratch(half + encoded_bound(half, streams))
+        nbytes = ans_kernels().encode_ans16(
+            read_only(high), streams, frequencies_of(table, 16, self.name), memory[half:]
+        )
+        payload = memory[memory.size - nbytes - half :]
+        payload[:half] = low
+        return payload
 
     def decode(self, payload: Buffer, table: object, out: NDArray[np.uint8], streams: int) -> None:
         if streams < 0:

@@ -13,6 +13,7 @@ from typing import BinaryIO
 from ..codec.errors import FileAccessError, QzcError
 
 _CAN_RELEASE = hasattr(mmap.mmap, "madvise") and hasattr(mmap, "MADV_DONTNEED")
+_CAN_READ_AHEAD = hasattr(mmap.mmap, "madvise") and hasattr(mmap, "MADV_WILLNEED")
 
 _REASONS = {
     errno.ENOSPC: "the disk is full",
@@ -46,6 +47,14 @@ def release_pages(mapped: mmap.mmap, begin: int, end: int) -> None:
     if _CAN_RELEASE and first < last:
         with suppress(OSError):
             mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+
+def read_ahead(mapped: mmap.mmap, begin: int, end: int) -> None:
+    """Have bytes `begin .. end - 1` of a mapped file read in the background, on systems that can do this."""
+    first = begin // mmap.PAGESIZE * mmap.PAGESIZE
+    if _CAN_READ_AHEAD and first < end:
+        with suppress(OSError):
+            mapped.madvise(mmap.MADV_WILLNEED, first, end - first)
 
 
 def access_error(error: OSError, path: str | os.PathLike[str], doing: str) -> FileAccessError:

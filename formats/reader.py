@@ -22,7 +22,7 @@ from ..codec.coder import CODERS
 from ..codec.decoding import Decoding, check_chunk, decoding
 from ..codec.errors import CorruptionError, InvalidArgumentError, UnsupportedError
 from ..codec.tensor import QuantizationArgs, QuantizedTensor, matrix_shape
-from .access import naming_os_errors, open_input, release_pages
+from .access import naming_os_errors, open_input, read_ahead, release_pages
 from .dtypes import numpy_dtype
 from .header import Member, read_header
 from .profile import BANK_ROW_NBYTES, CHECKSUMS, SCALE_DTYPES, CodedTensor, Profile, bank_member, is_reserved, part
@@ -207,6 +207,13 @@ class Reader:
         for _ in run(partial(check_chunk, planes), range(len(planes.index.rows))):
             pass
         return len(planes.index.rows)
+
+    def prefetch(self) -> None:
+        """Have the payloads of all coded tensors read in the background, for they are about to be decoded."""
+        for name in self.profile.coded:
+            member = self._members[part(name, "payload")]
+            if isinstance(self._buffer, mmap.mmap):
+                read_ahead(self._buffer, self._data_start + member.begin, self._data_start + member.end)
 
     def release(self, name: str) -> None:
         """Give the memory behind a tensor that has been read back to the system; reading it again reads the file again."""

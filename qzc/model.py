@@ -129,6 +129,8 @@ class Model(Mapping[str, QuantizedTensor | NDArray[Any]]):
         target = None if dtype is None else float_dtype(dtype)
         result: dict[str, Any] = {}
         pending, ties = [], self.ties
+        for file in self.files:
+            file.prefetch()
         for name in self:
             if name in ties:
                 continue

@@ -12,9 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from qzc.codec.ans import AnsCoder
-from qzc.codec.chunks import CHUNK_DTYPE, EncodedChunk, decode_chunk, encode_run, plan_chunks
+from qzc.codec.ans import ANS16, AnsCoder
+from qzc.codec.buffers import read_only
+from qzc.codec.chunks import CHUNK_DTYPE, EncodedChunk, _choose_tables, decode_chunk, encode_run, plan_chunks
 from qzc.codec.errors import InvalidArgumentError, VerificationError
+from qzc.codec.histogram import byte_counts
+from qzc.codec.nibbles import nibble_tables
 from qzc.codec.packing import pack_codes
 from qzc.codec.tensor import packed_nbytes
 
@@ -162,6 +165,50 @@ def test_splitting_costs_no_more_than_is_allowed(monkeypatch: pytest.MonkeyPatch
         assert (sizes[1.0] <= 1.003 * sizes[-1.0]) == (sizes[0.003] == sizes[1.0])
 
 
+def repeated(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Each code twice: the pairs in the bytes are worth half of what their nibbles are."""
+    return np.repeat(codes, 2)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4])
+@pytest.mark.parametrize("target", [8192, 81_920])
+def test_nibble_tables_are_those_of_the_exact_counts(bits: int, target: int) -> None:
+    """By counting all bytes, as the other coders do: own and shared tables, in chunks larger than a sample and smaller."""
+    width = 1 << (bits - 1).bit_length()
+    parts = [normal_codes(i, 81_920, bits, 0.25 * (1 << bits) / (1 + i % 3 / 8)) for i in range(9)]
+    for codes in (np.concatenate(parts), np.concatenate(parts[:1] * 9), normal_codes(1, 5000, bits, 1.0)):
+        packed = pack_codes(codes, width)
+        plan = plan_chunks(codes.size, width, target)
+        buffers = [read_only(packed[a * width // 8 : packed_nbytes(b, width)]) for a, b in plan]
+        tables = nibble_tables(buffers, map)
+        coder, expected = _choose_tables(ANS16, list(map(byte_counts, buffers)), map)
+        assert coder is ANS16
+        if tables is None:  # small chunks leave it in doubt, where all bytes are counted
+            assert target == 8192
+            continue
+        rows = [table.to_bytes() if table else None for table in tables]
+        assert rows == [table.to_bytes() if table else None for table in expected]
+
+
+@pytest.mark.parametrize("target", [8192, 1 << 18])
+def test_pairs_that_pay_are_noticed(target: int) -> None:
+    codes = repeated(normal_codes(3, 400_000, 4, 2.0))
+    packed = pack_codes(codes, 4)
+    buffers = [read_only(packed[a // 2 : -(-b // 2)]) for a, b in plan_chunks(codes.size, 4, target)]
+    assert nibble_tables(buffers, map) is None
+    assert {c.coder for c in encode_run(packed, codes.size, 4, "ans", target)} == {3}
+
+
+def test_a_sample_does_not_hide_that_a_chunk_varies() -> None:
+    packed = np.full(131_072, 0x88, np.uint8)
+    packed[5000] = 0x89
+    (chunk,) = encode_run(packed, 262_144, 4, "ans")
+    assert chunk.coder == 2 and decoded([chunk], 4) == packed.tobytes()
+    packed[5000] = 0x88
+    (chunk,) = encode_run(packed, 262_144, 4, "ans")
+    assert (chunk.coder, bytes(chunk.payload)) == (1, b"\x88")
+
+
 def test_the_result_does_not_depend_on_threads() -> None:
     packed = pack_codes(normal_codes(4, 300_001, 4, 2.0), 4)
     alone = encode_run(packed, 300_001, 4, "ans", 20_000)
@@ -191,14 +238,14 @@ def test_kernels_release_the_gil() -> None:
 
 def test_what_does_not_decode_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     packed = pack_codes(normal_codes(4, 5000, 4, 2.0), 4)
-    right = AnsCoder.encode
+    right = AnsCoder.encode_fitted
 
     def wrong(self: AnsCoder, buffer: NDArray[np.uint8], table: object, streams: int) -> NDArray[np.uint8]:
         payload = right(self, buffer, table, streams)
         payload[-1] ^= 4
         return payload
 
-    monkeypatch.setattr(AnsCoder, "encode", wrong)
+    monkeypatch.setattr(AnsCoder, "encode_fitted", wrong)
     assert encode_run(packed, 5000, 4, "ans", verify=False)
     with pytest.raises(VerificationError, match=r"a chunk of 5000 codes does not decode .* \(ans16\)"):
         encode_run(packed, 5000, 4, "ans")

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from qzc.codec.buffers import read_only
 from qzc.codec.errors import InvalidArgumentError
-from qzc.codec.histogram import byte_counts, code_counts
+from qzc.codec.histogram import byte_counts, code_counts, nibble_counts
 from qzc.codec.packing import pack_codes, slice_packed, unpack_codes
 from qzc.codec.tensor import packed_nbytes
 
@@ -19,6 +20,11 @@ WIDTHS = (1, 2, 4, 8)
 def slow_pack(codes: NDArray[np.uint8], width: int) -> bytes:
     bits = sum(int(code) << i * width for i, code in enumerate(codes))
     return bits.to_bytes(packed_nbytes(codes.size, width), "little")
+
+
+def slow_nibble_counts(buffer: NDArray[np.uint8]) -> list[int]:
+    nibbles = np.concatenate([buffer & 15, buffer >> 4])
+    return [int((nibbles == value).sum()) for value in range(16)]
 
 
 @st.composite
@@ -40,6 +46,7 @@ def test_pack_unpack_slice_count(sample: tuple[NDArray[np.uint8], int], data: st
     assert slice_packed(packed, start, count, width).tobytes() == slow_pack(part, width)
     assert code_counts(packed, count, width).tolist() == np.bincount(codes[:count], minlength=1 << width).tolist()
     assert byte_counts(packed).tolist() == np.bincount(packed, minlength=256).tolist()
+    assert nibble_counts(packed).tolist() == slow_nibble_counts(packed)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -49,6 +56,21 @@ def test_large_buffers_take_the_vector_loops(width: int) -> None:
     assert (unpack_codes(packed, codes.size, width) == codes).all()
     assert (unpack_codes(packed, codes.size - 5, width, 5) == codes[5:]).all()
     assert (code_counts(packed, codes.size, width) == np.bincount(codes, minlength=1 << width)).all()
+
+
+def test_samples_are_pieces_from_the_first_to_the_last_byte() -> None:
+    from qzc.codec.kernels.bits import sample_bytes
+
+    buffer = read_only(np.random.default_rng(0).integers(0, 256, 1000, np.uint8))
+    for pieces, size, expected in (
+        (1, 1000, buffer),
+        (1, 10, buffer[:10]),
+        (2, 7, np.concatenate([buffer[:7], buffer[-7:]])),
+        (4, 100, np.concatenate([buffer[i : i + 100] for i in (0, 300, 600, 900)])),
+    ):
+        counts = np.ones(256, np.int64)
+        sample_bytes(buffer, pieces, size, counts)
+        assert (counts - 1).tolist() == np.bincount(expected, minlength=256).tolist()
 
 
 def test_unpack_into_a_given_array() -> None:

@@ -20,6 +20,7 @@ import pytest
 from numpy.typing import NDArray
 
 from qzc.codec.ans import encoded_bound
+from qzc.codec.buffers import read_only
 
 AVX2 = bool(llvmlite.binding.get_host_cpu_features().get("avx2", False))
 pytestmark = pytest.mark.skipif(not AVX2, reason="this CPU has no AVX2")
@@ -119,6 +120,39 @@ def test_every_frequency_of_a_nibble(share: float) -> None:
         packed = nibbles(np.where(rng.random(8192) < share, 3, 12))
         payload = encoded(portable("ans16")[0], packed, 4, frequencies)
         assert np.array_equal(encoded(vector("ans16")[0], packed, 4, frequencies), payload), frequency
+
+
+@pytest.mark.parametrize("largest", [180, 181, 182, 255])
+def test_both_encoders_at_the_frequency_that_parts_them(largest: int) -> None:
+    rng = np.random.default_rng(largest)
+    rest = rng.multinomial(256 - largest, [1 / 4] * 4)
+    frequencies = np.zeros(16, np.uint16)
+    frequencies[[5, *(np.flatnonzero(rest) + 8)]] = largest, *rest[rest > 0]
+    used = np.flatnonzero(frequencies)
+    for share in (1.0, 0.9, 0.3, 0.0):  # of the most likely one: states become as large as they can, or as small
+        codes = np.where(rng.random(40_000) < share, 5, rng.choice(used, 40_000))
+        packed = nibbles(codes)
+        payload = encoded(portable("ans16")[0], packed, 4, frequencies)
+        assert np.array_equal(encoded(vector("ans16")[0], packed, 4, frequencies), payload), share
+
+
+def test_counts_of_nibbles() -> None:
+    from qzc.codec.kernels import bits, nibbles_avx2
+
+    rng = np.random.default_rng(3)
+    data = rng.choice(256, 200_000, p=rng.dirichlet(np.full(256, 0.1))).astype(np.uint8)
+    data[100_000:] = 0x77  # all in one counter
+    for nbytes in [*range(0, 600, 7), 255, 256, 257, 65279, 65280, 65281, 65536, 130_560, 199_000]:
+        for offset in (0, 1, 31, 999):
+            view = read_only(data[offset : offset + nbytes])
+            expected = np.bincount(np.concatenate([view & 15, view >> 4]), minlength=16) + 5
+            for module in (bits, nibbles_avx2):
+                counts = np.full(16, 5, np.int64)
+                module.count_nibbles(view, counts)
+                assert counts.tolist() == expected.tolist(), (module.__name__, nbytes, offset)
+    counts = np.zeros(16, np.int64)
+    nibbles_avx2.count_nibbles(read_only(np.full(3_000_000, 0xFF, np.uint8)), counts)
+    assert counts.tolist() == [0] * 15 + [6_000_000]
 
 
 def test_reciprocals_are_exact() -> None:
@@ -249,6 +283,12 @@ def attack(coder: str, seed: int) -> None:
                     else:
                         rejected += 1
                         assert status != 0, (nbytes, streams, number)
+    from qzc.codec.kernels.nibbles_avx2 import count_nibbles
+
+    for nbytes in (1, 255, 256, 300, 4096, 70_000):
+        for at_end in (False, True):
+            source = Guarded(nbytes, at_end)
+            count_nibbles(read_only(source.array), np.zeros(16, np.int64))
     assert accepted > 100 and rejected > 1000
     print(f"{rejected} payloads rejected, {accepted} decoded")
 

@@ -1,5 +1,6 @@
 """Opening and loading `.qzc` files: a mapping of tensors, floats, memory of the caller's."""
 
+import mmap
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from qzc import model
+from qzc.codec.batch import run_tasks
 from qzc.codec.errors import (
     CorruptionError,
     InvalidArgumentError,
 )
 from qzc.codec.tensor import QuantizationArgs, QuantizedTensor, packed_nbytes
+from qzc.formats import reader
+from qzc.formats.access import read_ahead
 from qzc.model import Model, load_file
 from qzc.save import save_file
 from tests.containers import assert_equal
@@ -52,6 +57,29 @@ def test_load_as_floats(path: Path) -> None:
         assert_equal(found["ids"], np.arange(3))
     with pytest.raises(InvalidArgumentError, match="int8"):
         load_file(path, np.int8)
+
+
+def test_loading_asks_for_the_payloads_before_it_decodes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_file({"a": quantized((40, 60)), "b": np.zeros(3), "c": quantized((400, 60))}, path)
+    header, body = take_apart(path.read_bytes())
+    data_start = path.stat().st_size - len(body)
+    payloads = [header[f"{name}.qzc.payload"]["data_offsets"] for name in "ac"]
+    events: list[Any] = []
+
+    def recorded(mapped: mmap.mmap, begin: int, end: int) -> None:
+        events.append([begin - data_start, end - data_start])
+        read_ahead(mapped, begin, end)
+        read_ahead(mapped, begin, begin)  # nothing is no error, either
+        read_ahead(mapped, 0, len(mapped))
+
+    def decoding(*arguments: Any) -> None:
+        events.append("decoding")
+        run_tasks(*arguments)
+
+    monkeypatch.setattr(reader, "read_ahead", recorded)
+    monkeypatch.setattr(model, "run_tasks", decoding)
+    load_file(path)
+    assert events == [*payloads, "decoding"]
 
 
 def test_loaded_arrays_are_the_callers_own(path: Path) -> None:

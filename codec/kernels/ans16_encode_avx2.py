@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .ans_portable import LANES, I, U
-from .ans_streams_avx2 import STATE, Addresses, encode, put_words
+from .ans_streams_avx2 import STATE, Addresses, Function, encode, put_words
 from .jit import inlined, kernel
 from .simd import (
     Register,
@@ -62,13 +62,32 @@ _low_half_d = splat_d(0xFFFF)
 _tables = scratch(6 * 16 + 32)
 
 
-@kernel
+NARROW = 181  # largest frequency for `encode_narrow`
+
+
 def encode_ans16(
+    packed: NDArray[np.uint8], streams: int, frequencies: NDArray[np.uint16], dst: NDArray[np.uint8]
+) -> int:
+    encode_any = encode_narrow if max(frequencies.tolist()) <= NARROW else encode_wide
+    return encode_any(packed, streams, frequencies, dst)
+
+
+@kernel
+def encode_narrow(
     packed: NDArray[np.uint8], streams: int, frequencies: NDArray[np.uint16], dst: NDArray[np.uint8]
 ) -> int:
     tables = _tables()
     _fill(frequencies, tables)
-    return encode(packed, streams, frequencies, dst, tables, _steps, _byte)
+    return encode(packed, streams, frequencies, dst, tables, _narrow_steps, _byte)
+
+
+@kernel
+def encode_wide(
+    packed: NDArray[np.uint8], streams: int, frequencies: NDArray[np.uint16], dst: NDArray[np.uint8]
+) -> int:
+    tables = _tables()
+    _fill(frequencies, tables)
+    return encode(packed, streams, frequencies, dst, tables, _wide_steps, _byte)
 
 
 @inlined
@@ -130,7 +149,19 @@ def _nibble(x: U, symbol: U, frequencies: NDArray[np.uint16]) -> U:
 
 
 @inlined
-def _steps(begin: U, end: U, live: int, s: U, position: Addresses, source: Addresses, t: U) -> None:
+def _narrow_steps(begin: U, end: U, live: int, s: U, position: Addresses, source: Addresses, t: U) -> None:
+    _steps(begin, end, s, position, source, t, _narrow_quotient, _narrow_dividend)
+
+
+@inlined
+def _wide_steps(begin: U, end: U, live: int, s: U, position: Addresses, source: Addresses, t: U) -> None:
+    _steps(begin, end, s, position, source, t, _wide_quotient, _wide_dividend)
+
+
+@inlined
+def _steps(
+    begin: U, end: U, s: U, position: Addresses, source: Addresses, t: U, quotient: Function, dividend: Function
+) -> None:
     tables = (
         load_twice(t), load_twice(t + U(16)), load_twice(t + U(32)), load_twice(t + U(48)), load_twice(t + U(64)),
         load(t + U(96)),
@@ -141,29 +172,39 @@ def _steps(begin: U, end: U, live: int, s: U, position: Addresses, source: Addre
     while at > begin:
         at -= U(LANES)
         p0, p1, p2, p3 = _step((s, s + STATE), (s + U(2) * STATE, s + U(3) * STATE), p0, p1, p2, p3,
-                               (d0 + at, d1 + at), (d2 + at, d3 + at), tables)  # fmt: skip
+                               (d0 + at, d1 + at), (d2 + at, d3 + at), tables, quotient, dividend)  # fmt: skip
     position[0], position[1], position[2], position[3] = p0, p1, p2, p3
 
 
 @inlined
 def _step(
-    s: Register, z: Register, p0: U, p1: U, p2: U, p3: U, source: Register, source2: Register, t: Register
+    s: Register,
+    z: Register,
+    p0: U,
+    p1: U,
+    p2: U,
+    p3: U,
+    source: Register,
+    source2: Register,
+    t: Register,
+    quotient: Function,
+    dividend: Function,
 ) -> tuple[U, U, U, U]:
     """One step of the streams with states at s[0], s[1] (names a, b) and z[0], z[1] (names c, d)."""
     low, high, fa, fb, ga, gb, ja, jb, ha, hb, la, lb, na, nb, m = _look_up(s, source, t)
     low2, high2, fc, fd, gc, gd, jc, jd, hc, hd, lc, ld, nc, nd, m2 = _look_up(z, source2, t)
     p0 = put_words(p0, m[0], la[0], lb[0])
     p1 = put_words(p1, m[1], la[1], lb[1])
-    ua, ub = _divide(s, blend_b(na, ha, la), blend_b(nb, hb, lb), and_not(na, ha), and_not(nb, hb), ja, jb)
+    ua, ub = _divide(s, blend_b(na, ha, la), blend_b(nb, hb, lb), and_not(na, ha), and_not(nb, hb), ja, jb, quotient)
     p2 = put_words(p2, m2[0], lc[0], ld[0])
     p3 = put_words(p3, m2[1], lc[1], ld[1])
-    uc, ud = _divide(z, blend_b(nc, hc, lc), blend_b(nd, hd, ld), and_not(nc, hc), and_not(nd, hd), jc, jd)
-    ua, ub = _encode(ua, ub, ga, gb, high, t)
-    uc, ud = _encode(uc, ud, gc, gd, high2, t)
-    ua, ub = _encode(ua, ub, fa, fb, low, t)
+    uc, ud = _divide(z, blend_b(nc, hc, lc), blend_b(nd, hd, ld), and_not(nc, hc), and_not(nd, hd), jc, jd, quotient)
+    ua, ub = _encode(ua, ub, ga, gb, high, t, dividend)
+    uc, ud = _encode(uc, ud, gc, gd, high2, t, dividend)
+    ua, ub = _encode(ua, ub, fa, fb, low, t, dividend)
     store(s, ua)
     store(add_u64(s, U(32)), ub)
-    uc, ud = _encode(uc, ud, fc, fd, low2, t)
+    uc, ud = _encode(uc, ud, fc, fd, low2, t, dividend)
     store(z, uc)
     store(add_u64(z, U(32)), ud)
     return p0, p1, p2, p3
@@ -185,18 +226,27 @@ def _look_up(s: Register, source: Register, t: Register) -> tuple[Register, ...]
 
 @inlined
 def _divide(
-    s: Register, la: Register, lb: Register, ha: Register, hb: Register, fa: Register, fb: Register
+    s: Register, la: Register, lb: Register, ha: Register, hb: Register, fa: Register, fb: Register, quotient: Function
 ) -> tuple[Register, Register]:
     """Remainders of x by f. Stores the quotients."""
-    qa, ua = _quotient(la, ha, fa)
-    qb, ub = _quotient(lb, hb, fb)
+    qa, ua = quotient(la, ha, fa)
+    qb, ub = quotient(lb, hb, fb)
     store(add_u64(s, U(64)), qa)
     store(add_u64(s, U(96)), qb)
     return ua, ub
 
 
 @inlined
-def _quotient(low: Register, high: Register, f: Register) -> tuple[Register, Register]:
+def _narrow_quotient(low: Register, high: Register, f: Register) -> tuple[Register, Register]:
+    """Quotient and remainder of 2^16 high + low by f, if the quotient is below 2^16 and f below 2^15."""
+    x = divide_f(float_d(unpack_low_h(low, high)), float_d(unpack_low_h(f, _zero())))
+    y = divide_f(float_d(unpack_high_h(low, high)), float_d(unpack_high_h(f, _zero())))
+    # Rounded to nearest, the quotient is right or one too large, as below; 2^16 becomes 2^16 - 1, which is right.
+    return _correct(low, pack_d(round_f(x), round_f(y)), f)
+
+
+@inlined
+def _wide_quotient(low: Register, high: Register, f: Register) -> tuple[Register, Register]:
     """Quotient and remainder of 2^16 high + low by f, if the quotient is below 2^16."""
     x = add_f(sub_f(unpack_low_h(high, _high_float()), _float_bias()), unpack_low_h(low, _low_float()))
     y = add_f(sub_f(unpack_high_h(high, _high_float()), _float_bias()), unpack_high_h(low, _low_float()))
@@ -204,21 +254,35 @@ def _quotient(low: Register, high: Register, f: Register) -> tuple[Register, Reg
     y = divide_f(y, float_d(unpack_high_h(f, _zero())))
     # Rounded to nearest, the quotient is right or one too large, for the error of x is below 2^-7; so the remainder is
     # in -32767..32767: f = 255 * 255 reaches -32767.5.
-    q = pack_d(and_(round_f(x), _low_half_d()), and_(round_f(y), _low_half_d()))
+    return _correct(low, pack_d(and_(round_f(x), _low_half_d()), and_(round_f(y), _low_half_d())), f)
+
+
+@inlined
+def _correct(low: Register, q: Register, f: Register) -> tuple[Register, Register]:
     u = sub_h(low, mul_h(q, f))
     negative = _signs(u)
     return add_h(q, negative), add_h(u, and_(negative, f))
 
 
 @inlined
+def _narrow_dividend(u: Register, t: Register) -> Register:
+    return u
+
+
+@inlined
+def _wide_dividend(u: Register, t: Register) -> Register:
+    return add_h(u, t[5])
+
+
+@inlined
 def _encode(
-    a: Register, b: Register, fa: Register, fb: Register, symbols: Register, t: Register
+    a: Register, b: Register, fa: Register, fb: Register, symbols: Register, t: Register, dividend: Function
 ) -> tuple[Register, Register]:
     """x // f << 8 | x % f + start, in the order of slots that the format wants."""
     k, c = shuffle_b(t[2], symbols), shuffle_b(t[1], symbols)
     m, n = shuffle_b(t[3], symbols), shuffle_b(t[4], symbols)
-    qa = _shift7(mul_high_h(mul_h(add_h(a, t[5]), unpack_low_b(k, _zero())), unpack_low_b(m, n)))
-    qb = _shift7(mul_high_h(mul_h(add_h(b, t[5]), unpack_high_b(k, _zero())), unpack_high_b(m, n)))
+    qa = _shift7(mul_high_h(mul_h(dividend(a, t), unpack_low_b(k, _zero())), unpack_low_b(m, n)))
+    qb = _shift7(mul_high_h(mul_h(dividend(b, t), unpack_high_b(k, _zero())), unpack_high_b(m, n)))
     # The format wants slot + 128 modulo 256: the start brings the 128, and an addition of bytes the modulo.
     a = add_h(a, mul_h(qa, sub_h(_256(), fa)))
     b = add_h(b, mul_h(qb, sub_h(_256(), fb)))

@@ -81,14 +81,42 @@ def unpack_into(packed: NDArray[np.uint8], storage_bits: int, start: int, out: N
 @kernel
 def count_bytes(buffer: NDArray[np.uint8], counts: NDArray[np.int64]) -> None:
     """Add the number of each byte to `counts` (256)."""
-    # Four tables: on skewed data one counter after the other is the same, and would wait for its own last store.
     partial = np.zeros((4, 256), np.int64)
-    whole = buffer.size // 4 * 4
-    for i in range(0, whole, 4):
-        for j in range(4):
-            partial[np.uint64(j), buffer[np.uint64(i + j)]] += 1
-    for i in range(whole, buffer.size):
-        partial[0, buffer[i]] += 1
+    _count(buffer, 0, buffer.size, partial)
     for j in range(4):
         for s in range(256):
             counts[s] += partial[j, s]
+
+
+@kernel
+def count_nibbles(buffer: NDArray[np.uint8], counts: NDArray[np.int64]) -> None:
+    """Add the number of each nibble to `counts` (16)."""
+    partial = np.zeros((4, 256), np.int64)
+    _count(buffer, 0, buffer.size, partial)
+    for j in range(4):
+        for byte in range(256):
+            counts[byte & 15] += partial[j, byte]
+            counts[byte >> 4] += partial[j, byte]
+
+
+@kernel
+def sample_bytes(buffer: NDArray[np.uint8], pieces: int, size: int, counts: NDArray[np.int64]) -> None:
+    """Add the number of each byte in `pieces` pieces of `size` bytes, evenly spaced, to `counts` (256)."""
+    partial = np.zeros((4, 256), np.int64)
+    for i in range(pieces):
+        start = (buffer.size - size) * i // max(1, pieces - 1)
+        _count(buffer, start, start + size, partial)
+    for j in range(4):
+        for s in range(256):
+            counts[s] += partial[j, s]
+
+
+@inlined
+def _count(buffer: NDArray[np.uint8], begin: int, end: int, partial: NDArray[np.int64]) -> None:
+    # Four tables: on skewed data one counter after the other is the same, and would wait for its own last store.
+    whole = begin + (end - begin) // 4 * 4
+    for i in range(begin, whole, 4):
+        for j in range(4):
+            partial[np.uint64(j), buffer[np.uint64(i + j)]] += 1
+    for i in range(whole, end):
+        partial[0, buffer[i]] += 1

@@ -59,6 +59,18 @@ def batch_kernels() -> dict[int, Batch]:
 
 
 @cache
+def count_nibbles() -> Callable[[NDArray[np.uint8], NDArray[np.int64]], None]:
+    """The kernel that counts nibbles; its duties: see `bits`."""
+    if vector_kernels():
+        from . import nibbles_avx2
+
+        return nibbles_avx2.count_nibbles
+    from . import bits
+
+    return bits.count_nibbles
+
+
+@cache
 def dequantize4() -> Callable[..., None] | None:
     """The vector kernel that turns 4-bit codes into 16-bit floats, where there is one."""
     if not vector_kernels():

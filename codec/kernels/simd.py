@@ -30,6 +30,7 @@ _D = ir.VectorType(_I32, 8)  # how numba sees a register
 _H = ir.VectorType(_I16, 16)
 _B = ir.VectorType(_I8, 32)
 _F = ir.VectorType(ir.FloatType(), 8)
+_Q = ir.VectorType(_I64, 4)
 _X = ir.VectorType(_I32, 4)
 _HALF = ir.VectorType(_I8, 16)
 
@@ -243,6 +244,7 @@ def constant_b(pattern: list[int]) -> Any:
 and_ = _op(_v, [_v, _v], lambda b, x, y: b.and_(x, y))
 and_not = _op(_v, [_v, _v], lambda b, x, y: b.and_(b.not_(x), y))  # y where x is not
 or_ = _op(_v, [_v, _v], lambda b, x, y: b.or_(x, y))
+xor = _op(_v, [_v, _v], lambda b, x, y: b.xor(x, y))
 add_h = _op(_v, [_v, _v], _lanes(_H, lambda b, x, y: b.add(x, y)))
 sub_h = _op(_v, [_v, _v], _lanes(_H, lambda b, x, y: b.sub(x, y)))
 add_b = _op(_v, [_v, _v], _lanes(_B, lambda b, x, y: b.add(x, y)))
@@ -269,6 +271,16 @@ min_h = _op(_v, [_v, _v], _asm("vpminuw"))  # unsigned
 add_d = _op(_v, [_v, _v], lambda b, x, y: b.add(x, y))
 sub_d = _op(_v, [_v, _v], lambda b, x, y: b.sub(x, y))
 mul_d = _op(_v, [_v, _v], lambda b, x, y: b.mul(x, y))
+
+
+add_q = _op(_v, [_v, _v], _lanes(_Q, lambda b, x, y: b.add(x, y)))  # 4 x 64 bit
+
+
+def _sum_b(b: Any, x: Any) -> Any:
+    return b.bitcast(_call(b, "llvm.x86.avx2.psad.bw", _Q, [b.bitcast(x, _B), _all(_B, 0)]), _D)
+
+
+sum_b = _op(_v, [_v], _sum_b)  # 4 x 64 bit: of 8 bytes each
 
 
 def shift_right_d(bits: int) -> Any:

@@ -1,0 +1,96 @@
+"""Tables for the nibbles of a run of chunks, and whether tables for its bytes would be better: all that decides, in one call."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .jit import inlined, kernel
+from .normalize import normalize
+
+
+@kernel
+def fit_nibbles(
+    counts: NDArray[np.int64],
+    samples: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    steps: NDArray[np.float64],
+    units: NDArray[np.int64],
+    logs: NDArray[np.int64],
+    prices: NDArray[np.int64],
+    frequencies: NDArray[np.int64],
+) -> tuple[float, float]:
+    """Fill `frequencies` (int64 `[chunks + 1, 16]`, zeros before); returns the costs of the run by nibbles and by bytes.
+
+    counts: of nibbles, int64 `[chunks, 16]`. samples: of bytes, int64 `[chunks, 256]`, at least one; sizes: bytes of the
+    chunks. steps: see `normalize`. units: cost of a nibble by frequency; logs: log2 of 0 .. logs.size - 1, 0 for 0, in the
+    same units, as all costs. prices: of a table of nibbles; of a table of bytes; what sampling takes off the cost by bytes
+    for each value but one.
+
+    The last row of `frequencies` codes the whole run. A chunk that is better off with it than with a table of its own
+    gets the same frequencies. The cost by bytes is about the least that any tables can reach, with the price of one.
+    """
+    chunks = counts.shape[0]
+    shared, costs = np.zeros(16, np.int64), np.zeros((2, chunks), np.int64)
+    for i in range(chunks):
+        normalize(counts[i], steps, frequencies[i])
+        costs[0, i] = _cost(counts[i], units, frequencies[i]) + prices[0]
+        for s in range(16):
+            shared[s] += counts[i, s]
+    normalize(shared, steps, frequencies[chunks])
+    own, mixed = 0.0, float(prices[0])
+    for i in range(chunks):
+        costs[1, i] = _cost(counts[i], units, frequencies[chunks])
+        own += costs[0, i]
+        mixed += min(costs[0, i], costs[1, i])
+    by_nibbles, by_bytes = 0.0, float(prices[1])
+    for i in range(chunks):
+        if mixed < own and costs[1, i] <= costs[0, i]:
+            for s in range(16):
+                frequencies[i, s] = frequencies[chunks, s]
+        nibbles, pairs = _sampled(samples[i], sizes[i], units, logs, prices[2], frequencies[i])
+        by_nibbles += nibbles
+        by_bytes += pairs
+    return by_nibbles, by_bytes
+
+
+@inlined
+def _cost(counts: NDArray[np.int64], units: NDArray[np.int64], frequencies: NDArray[np.int64]) -> int:
+    cost = 0
+    for s in range(16):
+        cost += counts[s] * units[frequencies[s]]
+    return cost
+
+
+@inlined
+def _sampled(
+    sample: NDArray[np.int64],
+    size: int,
+    units: NDArray[np.int64],
+    logs: NDArray[np.int64],
+    price: int,
+    frequencies: NDArray[np.int64],
+) -> tuple[float, float]:
+    """The cost of a chunk by nibbles and by bytes, as far as a sample of its bytes tells."""
+    nbytes, values, by_nibbles, by_bytes = 0, -1, 0, 0
+    for byte in range(256):
+        n = sample[byte]
+        if n > 0:
+            nbytes += n
+            by_nibbles += n * (units[frequencies[byte & 15]] + units[frequencies[byte >> 4]])
+            by_bytes -= n * _log(n, logs)
+            values += 1
+    by_bytes += nbytes * _log(nbytes, logs)
+    if nbytes < size:
+        by_bytes += price * values
+    return by_nibbles / nbytes * size, by_bytes / nbytes * size
+
+
+@inlined
+def _log(n: int, logs: NDArray[np.int64]) -> int:
+    doubled = 0
+    while n >= logs.size:
+        n >>= 1
+        doubled += 1
+    log: int = logs[n] + doubled * logs[2]  # log2(2) is one bit
+    return log
