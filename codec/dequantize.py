@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from .tensor import QuantizationArgs, QuantizedTensor, matrix_shape, packed_nbyt
 SLAB = 1 << 20  # codes per call of the kernel: bounds the float32 copies of scales and of float64 results
 _HALF = {"float32": 0, "float16": 1, "bfloat16": 2}  # how the kernel rounds
 DTYPES = ("float32", "float16", "bfloat16", "float64")
+_CHOICES = f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}"
 
 
 def dequantize(tensor: QuantizedTensor, dtype: Any = np.float32, out: NDArray[Any] | None = None) -> NDArray[Any]:
@@ -82,7 +83,7 @@ def dequantize_rows(
         out[...] = exact
         return
     matrix = (1, 1) if args.strategy == "tensor" else want
-    half = _HALF[out.dtype.name]
+    half = _half(out.dtype)
     flat = out.reshape(-1)
     scales = np.array(scale, np.float32, order="C").reshape(matrix)  # copies: kernels are compiled for writable arrays
     zero_points = np.empty((0, 0), np.uint8) if zero_point is None else np.array(zero_point, order="C").reshape(matrix)
@@ -119,15 +120,24 @@ def dequantize_rows(
 
 def float_dtype(dtype: Any) -> np.dtype[Any]:
     """A float dtype that codes can be turned into, from a dtype, a type or a name. Raises InvalidArgumentError."""
-    result: np.dtype[Any] | None
+    try:
+        return _float_dtype(dtype)
+    except TypeError:
+        raise InvalidArgumentError(f"cannot dequantize to {dtype!r}; choose {_CHOICES}") from None
+
+
+@lru_cache(maxsize=64)  # numpy takes its time to name a dtype, and small tensors are many
+def _float_dtype(dtype: Any) -> np.dtype[Any]:
     if isinstance(dtype, str) and dtype == "bfloat16":
         import ml_dtypes
 
         dtype = ml_dtypes.bfloat16
-    try:
-        result = np.dtype(dtype)
-    except TypeError:
-        result = None
-    if result is None or result.name not in DTYPES:
-        raise InvalidArgumentError(f"cannot dequantize to {dtype!r}; choose {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
+    result: np.dtype[Any] = np.dtype(dtype)
+    if result.name not in DTYPES:
+        raise TypeError(result.name)
     return result
+
+
+@lru_cache(maxsize=64)
+def _half(dtype: np.dtype[Any]) -> int:
+    return _HALF[dtype.name]
