@@ -33,8 +33,9 @@ from qzc.codec.kernels.ans16_decode_avx2 import (
     _tables,
     decode_ans16,
 )
-from qzc.codec.kernels.ans_portable import I, U
-from qzc.codec.kernels.ans_streams_avx2 import STATE, take_words
+from qzc.codec.kernels.ans_header import I, U
+from qzc.codec.kernels.ans_states_avx2 import STATE
+from qzc.codec.kernels.ans_streams_avx2 import take_words
 from qzc.codec.kernels.jit import inlined, kernel
 from qzc.codec.kernels.simd import (
     add_u64,

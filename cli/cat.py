@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from .options import examples, force_option, model_argument, threads_option
+from .options import base_option, examples, force_option, model_argument, threads_option
 from .stdout import check_stdout
 
 
@@ -36,6 +36,7 @@ from .stdout import check_stdout
     help="Of the floats. bfloat16 tensors are written as float32: .npy does not know it.",
 )
 @click.option("--codes", is_flag=True, help="The integer codes, one per byte, instead of floats.")
+@base_option
 @threads_option
 @force_option
 def command(model: Path, tensor: str, rows: str | None, output: str, **options: Any) -> None:
@@ -47,7 +48,7 @@ def command(model: Path, tensor: str, rows: str | None, output: str, **options: 
 
     from ..model import Model
 
-    with Model(model, options["threads"]) as opened:
+    with Model(model, options["threads"], options["base"]) as opened:
         if options["codes"]:
             array = opened.packed(tensor, selected).codes
         else:

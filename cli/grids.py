@@ -20,3 +20,9 @@ def grid_text(args: QuantizationArgs | None, tied_to: str | None = None) -> str:
     size = f" {args.group_size}" if args.group_size else ""
     symmetry = "" if args.symmetric else " asymmetric"
     return f"{args.num_bits}-bit {args.strategy}{size}{symmetry} {args.scale_method}"
+
+
+def coding_text(args: QuantizationArgs | None, tied_to: str | None, coding: str) -> str:
+    """The grid of a quantized tensor; `lossless` or `delta` for one that is coded bit by bit, `keep` for one that is not."""
+    text = grid_text(args, tied_to)
+    return coding if text == "keep" and coding != "plain" else text

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..codec.errors import InvalidArgumentError
-from .grids import grid_text
+from .grids import coding_text, grid_text
 from .options import examples, json_option, model_argument
 from .sizes import bits_text, size_text
 
@@ -63,7 +63,7 @@ def _tensor_lines(tensor: Listed) -> list[tuple[str, str]]:
         ("shape", " x ".join(map(str, tensor.shape)) or "scalar"),
         ("dtype", tensor.dtype),
         ("parameters", f"{tensor.parameters:,}"),
-        ("grid", grid_text(tensor.args, tensor.tied_to)),
+        ("grid", coding_text(tensor.args, tensor.tied_to, tensor.coding)),
     ]
     if tensor.args:
         lines.append(("scale dtype", tensor.args.scale_dtype))
@@ -75,15 +75,20 @@ def _tensor_lines(tensor: Listed) -> list[tuple[str, str]]:
 
 def _file_lines(file: ListedFile) -> list[tuple[str, str]]:
     coded = [t for t in file.tensors if t.args and not t.tied_to]
-    kept = [t for t in file.tensors if not t.args and not t.tied_to]
+    lossless = [t for t in file.tensors if t.coding in ("lossless", "delta") and not t.tied_to]
+    kept = [t for t in file.tensors if t.coding == "plain" and not t.tied_to]
     ties = [t for t in file.tensors if t.tied_to]
     version = f" {file.version}, written by {file.writer}" if file.version else ""
     lines = [
         ("file", file.path),
         ("format", f"{file.format}{version}"),
         ("size", f"{file.nbytes:,} bytes ({size_text(file.nbytes)})"),
-        ("tensors", f"{len(file.tensors)}: {len(coded)} quantized, {len(kept)} as they are, {len(ties)} tied"),
-        ("parameters", f"{sum(t.parameters for t in (*coded, *kept)):,}"),
+        (
+            "tensors",
+            f"{len(file.tensors)}: {len(coded)} quantized, {len(lossless)} coded without loss, {len(kept)} as they are,"
+            f" {len(ties)} tied",
+        ),
+        ("parameters", f"{sum(t.parameters for t in (*coded, *lossless, *kept)):,}"),
     ]
     if coded:
         grids = Counter(grid_text(t.args) for t in coded)
@@ -92,12 +97,15 @@ def _file_lines(file: ListedFile) -> list[tuple[str, str]]:
         for t in coded:
             parts.update(t.stored)
         lines += [(part, f"{nbytes:,} bytes") for part, nbytes in parts.items()]
-    if kept and coded:
+    if lossless:
+        lines.append(("without loss", f"{sum(t.nbytes for t in lossless):,} bytes"))
+    if kept and (coded or lossless):
         lines.append(("as they are", f"{sum(t.nbytes for t in kept):,} bytes"))
     lines += [(part, f"{nbytes:,} bytes") for part, nbytes in file.overhead.items()]
     if coded:
         weights = sum(t.parameters for t in coded)
-        coded_bits = 8 * (sum(t.nbytes for t in coded) + file.overhead.get("tables", 0)) / weights if weights else 0.0
+        side = file.overhead.get("tables", 0) + file.overhead.get("index", 0)
+        coded_bits = 8 * (sum(t.nbytes for t in coded) + side) / weights if weights else 0.0
         lines.append(("bits per weight", f"{coded_bits:.3f} for the quantized tensors, all side information counted"))
     lines += [(f"metadata {key}", value) for key, value in sorted(file.metadata.items())]
     return lines
@@ -111,6 +119,7 @@ def _file_json(file: ListedFile) -> dict[str, Any]:
         **fields,
         "tensors": len(file.tensors),
         "quantized": len(coded),
+        "lossless": sum(t.coding in ("lossless", "delta") and not t.tied_to for t in file.tensors),
         "tied": sum(t.tied_to is not None for t in file.tensors),
         "parameters": sum(t.parameters for t in file.tensors if not t.tied_to),
         "coded_nbytes": sum(t.nbytes for t in coded),

@@ -10,12 +10,12 @@ from pathlib import Path
 from ..codec.tensor import QuantizationArgs
 from ..formats.checkpoint import is_qzc, open_checkpoint
 from ..formats.reader import Reader
-from ..formats.safetensors import SafetensorsFile
+from ..sources import open_source
 
 
 @dataclass(frozen=True)
 class Listed:
-    """A tensor in a file. stored: bytes by part; args: its grid if it is quantized."""
+    """A tensor in a file. stored: bytes by part; args: its grid if it is quantized; coding: as in `TensorInfo`."""
 
     file: str
     name: str
@@ -24,6 +24,7 @@ class Listed:
     args: QuantizationArgs | None
     stored: dict[str, int]
     tied_to: str | None
+    coding: str = "plain"
 
     @property
     def parameters(self) -> int:
@@ -40,7 +41,7 @@ class Listed:
 
 @dataclass(frozen=True)
 class ListedFile:
-    """A file: format ("qzc" or "safetensors"), size, bytes that belong to no tensor, metadata of the checkpoint."""
+    """A file: format ("qzc", "safetensors" or "gguf"), size, bytes that belong to no tensor, metadata of the checkpoint."""
 
     path: str
     format: str
@@ -55,7 +56,7 @@ class ListedFile:
 def list_files(path: Path) -> Iterator[ListedFile]:
     """The files of a checkpoint. Raises as `qzc.open`."""
     for file in open_checkpoint(path).files:
-        yield _list_qzc(file) if is_qzc(file) else _list_safetensors(file)
+        yield _list_qzc(file) if is_qzc(file) else _list_source(file)
 
 
 def _list_qzc(path: Path) -> ListedFile:
@@ -66,7 +67,8 @@ def _list_qzc(path: Path) -> ListedFile:
         for name in reader.keys():
             info = reader.info(name)
             stored = {} if info.tied_to else info.stored
-            tensors.append(Listed(path.name, name, info.dtype, info.shape, info.args, stored, info.tied_to))
+            coding = "delta" if info.delta else info.coding
+            tensors.append(Listed(path.name, name, info.dtype, info.shape, info.args, stored, info.tied_to, coding))
         profile = reader.profile
         return ListedFile(
             str(path), "qzc", VERSION, profile.writer, reader.file_size, reader.overhead, profile.source_metadata or {},
@@ -74,11 +76,11 @@ def _list_qzc(path: Path) -> ListedFile:
         )  # fmt: skip
 
 
-def _list_safetensors(path: Path) -> ListedFile:
-    with SafetensorsFile(path) as file:
-        infos = [file.info(name) for name in sorted(file.keys())]
+def _list_source(path: Path) -> ListedFile:
+    with open_source(path) as file:
+        infos = [(name, file.info(name)) for name in sorted(file.keys())]
         tensors = tuple(
-            Listed(path.name, info.name, info.dtype, info.shape, None, {"data": info.nbytes}, None) for info in infos
+            Listed(path.name, name, info.dtype, info.shape, None, {"data": info.nbytes}, None) for name, info in infos
         )
-        overhead = {"header": file.nbytes - sum(info.nbytes for info in infos)}
-        return ListedFile(str(path), "safetensors", None, None, file.nbytes, overhead, file.metadata, tensors)
+        overhead = {"header": file.nbytes - sum(info.nbytes for _, info in infos)}
+        return ListedFile(str(path), file.kind, None, None, file.nbytes, overhead, file.metadata, tensors)

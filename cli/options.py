@@ -27,15 +27,15 @@ def examples(*lines: str) -> str:
 
 PATH = click.Path(path_type=Path, readable=False)  # the library finds out, and says more
 model_argument = click.argument("model", type=PATH)
-grid_options = _all(
-    click.option(
-        "--bits",
-        metavar="N|RULES",
-        default="4",
-        show_default=True,
-        help="Bits of the integer grid, 1 to 8; or rules by tensor name, the first that matches counts: "
-        "'lm_head=8,*.mlp.*=3,*=4'. 'keep' stores a tensor as it is.",
-    ),
+bits_option = click.option(
+    "--bits",
+    metavar="N|RULES",
+    default="4",
+    show_default=True,
+    help="Bits of the integer grid, 1 to 8; or rules by tensor name, the first that matches counts: "
+    "'lm_head=8,*.mlp.*=3,*=4'. 'keep' stores a tensor as it is.",
+)
+grid_shape_options = _all(
     click.option(
         "--strategy",
         type=click.Choice(["tensor", "channel", "group"]),
@@ -58,6 +58,7 @@ grid_options = _all(
         help="How scales are stored.",
     ),
 )
+grid_options = _all(bits_option, grid_shape_options)
 selection_options = _all(
     click.option(
         "--include", metavar="GLOB", multiple=True, help="Quantize these tensors although small, 1-D or a norm."
@@ -71,6 +72,7 @@ coder_option = click.option(
     show_default=True,
     help="Entropy coder: ans is smallest, huffman decodes fast everywhere, raw does not code.",
 )
+base_option = click.option("--base", type=PATH, metavar="MODEL", help="The checkpoint that a delta was packed against.")
 threads_option = click.option(
     "-T", "--threads", type=click.IntRange(min=0), default=0, metavar="N", help="Threads; 0 (default) means all CPUs."
 )

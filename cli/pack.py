@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .grids import grid_text
+from .grids import coding_text
 from .options import (
+    PATH,
     coder_option,
     examples,
     force_option,
@@ -22,7 +23,7 @@ from .options import (
     verbose_option,
 )
 from .progress import progress_bar
-from .selection import selection_from, warn_of_rule
+from .selection import selection_from, selection_given, warn_of_rule
 from .sizes import bits_text, size_text
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ SHOWN_SKIPPED = 4
         "qzc pack model.safetensors --bits 4 --coder ans",
         "qzc pack llama/ -o llama-qzc/ --bits 'lm_head=8,*.mlp.*=3,*=4'",
         "qzc pack model.safetensors --bits 3 --dry-run",
+        "qzc pack llama-gptq/",
+        "qzc pack finetuned/ --lossless --base original/",
     ),
 )
 @model_argument
@@ -51,6 +54,14 @@ SHOWN_SKIPPED = 4
 )
 @grid_options
 @selection_options
+@click.option(
+    "--lossless",
+    is_flag=True,
+    help="Quantize nothing: `unpack` gives the very same files back. The default for checkpoints that are quantized already.",
+)
+@click.option(
+    "--base", type=PATH, metavar="MODEL", help="With --lossless: code only what differs from this checkpoint."
+)
 @coder_option
 @click.option(
     "--chunk-codes", type=click.IntRange(1 << 10, 1 << 23), metavar="N", help="Codes per chunk.  [default: 262144]"
@@ -70,17 +81,26 @@ SHOWN_SKIPPED = 4
 @quiet_option
 @verbose_option
 def command(model: Path, output: str | None, **options: Any) -> None:
-    """Quantize and entropy-code MODEL, a .safetensors file or a folder with shards.
+    """Quantize and entropy-code MODEL, a .safetensors or .gguf file or a folder with shards.
 
-    Without grid options 4-bit codes in groups of 128 with clipped scales: what GPTQ, AWQ and llama.cpp users call a good
+    A checkpoint that is quantized already (GPTQ, AWQ, compressed-tensors, bitsandbytes, MLX, GGUF) is coded without loss.
+    Any other, without grid options 4-bit codes in groups of 128 with clipped scales: what GPTQ, AWQ and llama.cpp users call a good
     4-bit model. Norms, biases, 1-D and small tensors are stored as they are.
     """
     from ..codec.chunks import CHUNK_CODES
     from ..packer import PackOptions, pack, plan
 
     as_json, quiet = options["as_json"], options["quiet"]
+    given = selection_given(click.get_current_context())
+    if options["lossless"] and given:
+        raise click.UsageError(
+            "--lossless quantizes nothing: leave out the options of the grid, --include and --exclude"
+        )
+    selection = selection_from(options)
     pack_options = PackOptions(
-        selection=selection_from(options),
+        selection=selection if given else None,
+        lossless=options["lossless"],
+        base=options["base"],
         coder=options["coder"],
         chunk_codes=options["chunk_codes"] or CHUNK_CODES,
         nonfinite=options["nonfinite"],
@@ -90,8 +110,9 @@ def command(model: Path, output: str | None, **options: Any) -> None:
     )
     if options["dry_run"]:
         files = plan(model, pack_options)
-        for rule in pack_options.selection.unused(t.name for file in files for t in file.tensors):
-            warn_of_rule(rule)
+        if pack_options.selection:
+            for rule in pack_options.selection.unused(t.name for file in files for t in file.tensors):
+                warn_of_rule(rule)
         _show_plan(files, as_json)
         return
     if output == "-":
@@ -123,7 +144,7 @@ def _show_plan(files: list[FilePlan], as_json: bool) -> None:
         Column("tensor", "tensor", lambda t: t.name),
         Column("shape", "shape", lambda t: t.shape, rank=3),
         Column("dtype", "dtype", lambda t: t.dtype, rank=4),
-        Column("grid", "grid", lambda t: grid_text(t.args, t.tied_to)),
+        Column("grid", "grid", lambda t: coding_text(t.args, t.tied_to, _coding(t))),
         Column("reason", "why", lambda t: t.reason, rank=5),
         Column("nbytes", "bytes", lambda t: t.nbytes, rank=1),
         Column("estimated_nbytes", "estimated", lambda t: t.estimated_nbytes),
@@ -140,10 +161,15 @@ def _tensor_json(tensor: PlannedTensor) -> dict[str, Any]:
         "dtype": tensor.dtype,
         "shape": list(tensor.shape),
         "nbytes": tensor.nbytes,
-        "grid": asdict(tensor.args) if tensor.is_coded and tensor.args else None,
+        "grid": asdict(tensor.args) if tensor.is_quantized and tensor.args else None,
+        "coding": _coding(tensor),
         "tied_to": tensor.tied_to,
         "reason": tensor.reason,
     }
+
+
+def _coding(tensor: PlannedTensor) -> str:
+    return "quantized" if tensor.args else "lossless" if tensor.is_lossless else "plain"
 
 
 def _show_report(report: PackReport, output: str, as_json: bool, quiet: bool, verbose: bool) -> None:
@@ -159,17 +185,20 @@ def _show_report(report: PackReport, output: str, as_json: bool, quiet: bool, ve
     tensors = [tensor for file in report.files for tensor in file.plan.tensors]
     if verbose:
         for t in tensors:
-            click.echo(printable(f"{t.name}  {grid_text(t.args, t.tied_to)} ({t.reason})"), err=True)
+            click.echo(printable(f"{t.name}  {coding_text(t.args, t.tied_to, _coding(t))} ({t.reason})"), err=True)
     if report.skipped:
         names = ", ".join(path.name for path in report.skipped[:SHOWN_SKIPPED])
         more = len(report.skipped) - SHOWN_SKIPPED
         names += f" and {more} more" if more > 0 else ""
         click.echo(printable(f"not copied (weights in other formats or variants): {names}"), err=True)
-    coded, tied = len(report.coded), sum(t.tied_to is not None for t in tensors)
-    line = f"{output}: {coded} tensors quantized, {len(tensors) - coded - tied} kept"
+    quantized, lossless = len(report.quantized), len(report.lossless)
+    tied = sum(t.tied_to is not None for t in tensors)
+    if report.found:
+        click.echo(printable(f"found {report.found}"), err=True)
+    line = f"{output}: {quantized} tensors quantized, {lossless} lossless, {len(tensors) - quantized - lossless - tied} kept"
     line += f", {tied} tied" if tied else ""
     line += f" | {size_text(report.source_nbytes)} -> {size_text(report.nbytes)} ({report.source_nbytes / report.nbytes:.2f}x)"
-    if coded:
+    if quantized:
         line += f" | {bits_text(report.bits_per_weight)} per quantized weight"
     line += f" | {'verified' if report.verified else 'not verified'} | {report.seconds:.1f} s"
     click.echo(printable(line), err=True)
@@ -185,6 +214,7 @@ def _report_json(report: PackReport) -> dict[str, Any]:
             "header_nbytes": file.layout.header,
             "tables_nbytes": file.layout.tables,
             "checksums_nbytes": file.layout.checksums,
+            "source_nbytes_kept": file.layout.source,
             "tensors": [{**_tensor_json(t), "stored": _stored(t, file.layout)} for t in file.plan.tensors],
         }
         for file in report.files
@@ -194,7 +224,8 @@ def _report_json(report: PackReport) -> dict[str, Any]:
         "output": str(report.output),
         "source_nbytes": report.source_nbytes,
         "nbytes": report.nbytes,
-        "bits_per_weight": report.bits_per_weight if report.coded else None,
+        "bits_per_weight": report.bits_per_weight if report.quantized else None,
+        "found": report.found,
         "verified": report.verified,
         "seconds": round(report.seconds, 3),
         "unused_rules": list(report.unused_rules),

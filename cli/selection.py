@@ -16,6 +16,12 @@ GRID_KEYS = ("strategy", "group_size", "symmetric", "scale", "scale_dtype")
 KEYS = ("bits", *GRID_KEYS, "include", "exclude")
 
 
+def selection_given(context: click.Context) -> bool:
+    """Whether the user said what to quantize, or how."""
+    given = (p.name in KEYS and context.get_parameter_source(p.name) for p in context.command.params)
+    return any(source is ParameterSource.COMMANDLINE for source in given)
+
+
 def selection_from(options: dict[str, Any]) -> Selection:
     """Take the options of `grid_options` and `selection_options` out of `options`."""
     from ..quantize.select import Selection, parse_bits

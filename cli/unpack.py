@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .options import examples, force_option, json_option, model_argument, quiet_option, threads_option
+from .options import base_option, examples, force_option, json_option, model_argument, quiet_option, threads_option
 from .progress import progress_bar
 from .sizes import size_text
 
@@ -42,17 +42,18 @@ from .sizes import size_text
     show_default=True,
     help="Dequantized floats, or packed integers with scale, zero point and shape.",
 )
+@base_option
 @threads_option
 @force_option
 @json_option
 @quiet_option
 def command(model: Path, output: str | None, **options: Any) -> None:
-    """Decode MODEL, a .qzc file or folder, to safetensors."""
+    """Decode MODEL, a .qzc file or folder, to safetensors; if it was packed without loss, to the very files it came from."""
     from ..unpacker import unpack
     from .render import print_json, printable
 
     quiet, as_json = options["quiet"], options["as_json"]
-    arguments = {key: options[key] for key in ("dtype", "format", "threads")}
+    arguments = {key: options[key] for key in ("dtype", "format", "base", "threads")}
     if output == "-":
         from .stdout import check_stdout, to_stdout
 

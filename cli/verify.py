@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import PATH, examples, json_option, model_argument, quiet_option, threads_option, verbose_option
+from .options import (
+    PATH,
+    base_option,
+    examples,
+    json_option,
+    model_argument,
+    quiet_option,
+    threads_option,
+    verbose_option,
+)
 from .progress import progress_bar
 from .sizes import size_text
 
@@ -32,6 +41,7 @@ if TYPE_CHECKING:
     metavar="ORIGINAL",
     help="Compare with the checkpoint it was packed from.",
 )
+@base_option
 @threads_option
 @json_option
 @quiet_option
@@ -45,7 +55,7 @@ def command(model: Path, against: Path | None, **options: Any) -> None:
     from .render import print_json, printable
 
     with progress_bar("verifying", options["quiet"]) as progress:
-        report = verify(model, against, threads=options["threads"], progress=progress)
+        report = verify(model, against, base=options["base"], threads=options["threads"], progress=progress)
     if options["as_json"]:
         print_json(_report_json(model, against, report))
         return
@@ -57,10 +67,13 @@ def command(model: Path, against: Path | None, **options: Any) -> None:
     line = f"{model}: ok | {report.tensors} tensors, {report.chunks} chunks, {size_text(report.nbytes)}"
     click.echo(printable(line), err=True)
     if against is not None:
-        click.echo(printable(_against_text(report.comparisons, against)), err=True)
+        click.echo(printable(_against_text(report, against)), err=True)
 
 
-def _against_text(comparisons: tuple[Comparison, ...], against: Path) -> str:
+def _against_text(report: VerifyReport, against: Path) -> str:
+    comparisons = report.comparisons
+    if report.identical == report.files:
+        return f"{against}: {report.files} files come out byte by byte as they were"
     kept = sum(not item.quantized for item in comparisons)
     quantized = [item for item in comparisons if item.quantized]
     text = f"{against}: {kept} tensors equal bit for bit"
@@ -88,6 +101,7 @@ def _report_json(model: Path, against: Path | None, report: VerifyReport) -> dic
         "chunks": report.chunks,
         "nbytes": report.nbytes,
         "against": str(against) if against else None,
+        "identical_files": report.identical,
         "comparisons": [
             {
                 "name": item.name,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,85 +15,215 @@ from .chunk_index import ChunkIndex
 from .coder import CODERS
 from .errors import CorruptionError
 from .kernels.status import CODE_TOO_LARGE, MESSAGES, OK, WRONG_CHECKSUM
+from .raw import RAW
 from .run_map import RunMap
 from .task import TASK
-from .tensor import QuantizationArgs
+from .tensor import packed_nbytes
 
 PIECE_NBYTES = 1 << 20
 """Decoded bytes of one call: enough to make calls cheap, little enough to share a small model between threads."""
 
+_OUT = TASK.names.index("out") if TASK.names else 0
 
-@dataclass(frozen=True)
-class CodedPlanes:
-    """All that is needed to decode a tensor but its memory.
 
-    payload: uint8 `[n]`. bank: coder id -> its tables as kernels take them, `Coder.parse_bank`. where: the beginning of
-    error messages. verify: compare the checksum of each chunk that is decoded.
+class CodedFile:
+    """The chunks of a file: its bytes (uint8 `[file size]`), the index that says where they are, and the table banks.
+
+    bank: coder id -> its tables as kernels take them, `Coder.parse_bank`. verify: compare the checksum of each chunk that is
+    decoded.
     """
 
-    shape: tuple[int, ...]
-    dtype: str
-    args: QuantizationArgs
-    scale: NDArray[Any]
-    index: ChunkIndex
-    payload: NDArray[np.uint8]
-    bank: Callable[[int], NDArray[np.uint16]]
-    row_class: NDArray[np.uint8] | None
-    column_class: NDArray[np.uint8] | None
-    where: str
-    verify: bool = True
+    def __init__(
+        self,
+        data: NDArray[np.uint8],
+        index: ChunkIndex,
+        bank: Callable[[int], NDArray[np.uint16]],
+        verify: bool = True,
+    ) -> None:
+        self.data, self.index, self.verify = data, index, verify
+        self._bank = bank
+        self._banks: list[NDArray[np.uint16]] = []  # the tasks hold their addresses
+
+    @cached_property
+    def tasks(self) -> NDArray[np.uint64]:
+        """One TASK for each chunk, uint64 `[chunks, 8]`, but for the address to decode to."""
+        index, rows = self.index, self.index.rows
+        numbers = np.zeros((len(rows), TASK.itemsize // 8), np.uint64)
+        tasks, coders = numbers.view(TASK).reshape(-1), rows["coder"]
+        tasks["payload"] = index.offsets.astype(np.uint64) + np.uint64(self.data.ctypes.data)
+        tasks["nbytes"], tasks["streams"], tasks["size"] = rows["nbytes"], rows["streams"], index.sizes
+        tasks["unused"] = _UNUSED[index.bits]
+        tasks["spare"] = index.sizes * 8 - rows["codes"].astype(np.int64) * index.widths
+        for coder in set(coders.tolist()):
+            if CODERS[coder].table_nbytes:
+                bank, mine = self._bank(coder), coders == coder
+                self._banks.append(bank)
+                row = np.uint64(bank.strides[0])
+                tasks["table"][mine] = bank.ctypes.data + rows["table"][mine].astype(np.uint64) * row
+        return numbers
+
+    @cached_property
+    def sources(self) -> tuple[list[int], list[int], list[int]]:
+        """Of each chunk: where its bytes begin and end in the file, and their checksum."""
+        ends = self.index.offsets + self.index.rows["nbytes"]
+        return self.index.offsets.tolist(), ends.tolist(), self.index.rows["checksum"].tolist()
+
+
+# For codes of 0 .. 8 bits the bits of a packed byte that none of them may have set.
+_UNUSED = np.array(
+    [
+        0,
+        *(
+            sum(((1 << w) - (1 << b)) << s for s in range(0, 8, w))
+            for b, w in zip(range(1, 9), (1, 2, 4, 4, 8, 8, 8, 8), strict=True)
+        ),
+    ],
+    np.uint64,
+)
+
+
+class CodeRange:
+    """Codes `start .. stop - 1` of a plane, to be decoded into `out` (uint8, packed). All are of the run that begins at `run`.
+
+    number: that of the plane in the index of `file`. `plan_tasks` and `run_tasks` decode, `finish` completes `out`.
+    """
+
+    def __init__(
+        self, file: CodedFile, number: int, width: int, run: int, start: int, stop: int, out: NDArray[np.uint8]
+    ) -> None:
+        self.file, self.number, self._width, self._count = file, number, width, stop - start
+        # Chunks of a run begin on whole bytes; a range that does not is decoded from the byte it begins in, and shifted.
+        self._shift = (start - run) % (8 // width) if self._count else 0
+        self._start, self._stop = start - self._shift, stop
+        self.out = out
+        self.buffer = np.empty(packed_nbytes(stop - self._start, width), np.uint8) if self._shift else out
+        self._overhanging: list[tuple[NDArray[np.uint8], int]] = []  # chunks that reach out of the buffer; their places
+
+    def tasks(self) -> tuple[NDArray[np.int64], NDArray[np.uint64], tuple[object, ...]]:
+        """The chunks that hold these codes, where they are to be decoded to, and the arrays that are there."""
+        index = self.file.index
+        chunks = index.overlapping(self.number, self._start, self._stop)
+        rows = slice(chunks.start, chunks.stop)
+        sizes, at = index.sizes[rows], (index.starts[rows] - self._start) * self._width // 8
+        outs = (at + self.buffer.ctypes.data).astype(np.uint64)
+        for i in np.flatnonzero((at < 0) | (at + sizes > len(self.buffer))).tolist():  # the first or the last, at most
+            scratch = np.empty(sizes[i], np.uint8)
+            outs[i] = scratch.ctypes.data
+            self._overhanging.append((scratch, int(at[i])))
+        alive = (self.buffer, *(scratch for scratch, _ in self._overhanging))
+        return np.arange(chunks.start, chunks.stop), outs, alive
+
+    def finish(self) -> NDArray[np.uint8]:
+        """Complete `out` when its chunks have been decoded, and return it."""
+        from .packing import pack_codes
+
+        for scratch, at in self._overhanging:
+            low, high = max(at, 0), min(at + len(scratch), len(self.buffer))
+            self.buffer[low:high] = scratch[low - at : high - at]
+        self._overhanging.clear()
+        if self._shift:
+            self.out[:] = pack_codes(self._unpacked(), self._width)
+        spare = len(self.out) * 8 - self._count * self._width
+        if spare:
+            self.out[-1] &= np.uint8(0xFF >> spare)
+        return self.out
+
+    def codes(self) -> NDArray[np.uint8]:
+        """What has been decoded, one code per byte: uint8 `[stop - start]`."""
+        self.finish()
+        return self._unpacked()
+
+    def _unpacked(self) -> NDArray[np.uint8]:
+        from .packing import unpack_codes
+
+        return unpack_codes(self.buffer, self._count, self._width, self._shift)
+
+
+class WholePlane:
+    """All codes of a plane of one run, to be decoded into `out` (uint8, packed)."""
+
+    def __init__(self, file: CodedFile, number: int, out: NDArray[np.uint8]) -> None:
+        self.file, self.number, self.out = file, number, out
+
+    def finish(self) -> NDArray[np.uint8]:
+        """`out`, when its chunks have been decoded."""
+        return self.out
+
+
+class StoredPlane:
+    """All codes of a plane of one run of bytes whose chunks are not coded and lie one behind the other: nothing to decode.
+
+    `plan_tasks` and `run_tasks` compare the checksums.
+    """
+
+    def __init__(self, file: CodedFile, number: int) -> None:
+        self.file, self.number = file, number
+        chunks, index = file.index.plane(number), file.index
+        start = int(index.offsets[chunks.start]) if chunks else 0
+        self.out = file.data[start : start + int(index.sizes[chunks.start : chunks.stop].sum())]
+
+    def finish(self) -> NDArray[np.uint8]:
+        """A view of the file, when its checksums have been compared."""
+        return self.out
+
+
+def is_stored(file: CodedFile, number: int) -> bool:
+    """Whether `StoredPlane` can stand for a plane."""
+    index, chunks = file.index, file.index.plane(number)
+    mine = slice(chunks.start, chunks.stop)
+    ends = index.offsets[mine] + index.sizes[mine]
+    together = (index.offsets[mine][1:] == ends[:-1]).all()
+    rows = index.rows[mine]
+    return bool(
+        together and (rows["coder"] == RAW.id).all() and (index.bits[mine] == 8).all() and not rows["delta"].any()
+    )
+
+
+Part: TypeAlias = CodeRange | WholePlane | StoredPlane
 
 
 @dataclass(frozen=True)
 class Tasks:
-    """Chunks of one tensor to decode: `count` of them, from number `first` of its index on, and their tasks.
+    """Chunks of one file to decode. chunks: their numbers. tasks: uint64 `[count, 8]`, one TASK for each.
 
-    tasks: uint64 `[count, 8]`, TASK as plain numbers, which numpy copies much faster.
-
-    coders: uint8 `[count]`. payloads: their bytes. alive: the arrays whose addresses the tasks hold.
+    alive: the arrays whose addresses the tasks hold. stored: chunks of which only the checksum is of interest.
     """
 
-    coded: CodedPlanes
-    first: int
+    file: CodedFile
+    chunks: NDArray[np.int64]
     tasks: NDArray[np.uint64]
-    coders: NDArray[np.uint8]
-    payloads: list[memoryview]
     alive: tuple[object, ...]
-
-    @property
-    def count(self) -> int:
-        return len(self.tasks)
-
-    @property
-    def checksums(self) -> list[int] | list[None]:
-        """Expected XXH3-64 of each payload; None where it need not be compared."""
-        if not self.coded.verify:
-            return [None] * self.count
-        rows: list[int] = self.coded.index.rows["checksum"][self.first : self.first + self.count].tolist()
-        return rows
+    stored: tuple[int, ...] = ()
 
 
-def plan_tasks(
-    coded: CodedPlanes, chunks: range, outs: NDArray[np.uint64], sizes: NDArray[np.int64], alive: tuple[object, ...]
-) -> Tasks:
-    """Tasks that decode `chunks` to the addresses `outs`, each of `sizes` bytes within an array of `alive`."""
-    rows, width = coded.index.rows[chunks.start : chunks.stop], coded.args.storage_bits
-    numbers = np.zeros((len(rows), TASK.itemsize // 8), np.uint64)
-    tasks = numbers.view(TASK)[:, 0]
-    offsets, coders = rows["offset"], rows["coder"]
-    tasks["payload"] = offsets + np.uint64(coded.payload.ctypes.data)
-    tasks["nbytes"], tasks["streams"], tasks["out"], tasks["size"] = rows["nbytes"], rows["streams"], outs, sizes
-    tasks["unused"] = sum(((1 << width) - (1 << coded.args.num_bits)) << shift for shift in range(0, 8, width))
-    tasks["spare"] = sizes * 8 - rows["codes"].astype(np.int64) * width
-    banks = []
-    for coder in set(coders.tolist()):
-        if CODERS[coder].table_nbytes:
-            bank, mine = coded.bank(coder), coders == coder
-            banks.append(bank)
-            tasks["table"][mine] = bank.ctypes.data + rows["table"][mine].astype(np.uint64) * np.uint64(bank.strides[0])
-    view, ends = memoryview(coded.payload), (offsets + rows["nbytes"]).tolist()
-    payloads = [view[start:end] for start, end in zip(offsets.tolist(), ends, strict=True)]
-    return Tasks(coded, chunks.start, numbers, coders, payloads, (*alive, *banks))
+def plan_tasks(parts: Sequence[Part]) -> list[Tasks]:
+    """What has to be decoded, file by file."""
+    by_file: dict[int, list[Part]] = {}
+    for part in parts:
+        by_file.setdefault(id(part.file), []).append(part)
+    return [_plan_file(group[0].file, group) for group in by_file.values()]
+
+
+def _plan_file(file: CodedFile, parts: Sequence[Part]) -> Tasks:
+    index = file.index
+    alive: list[object] = []
+    whole = [part for part in parts if isinstance(part, WholePlane)]
+    numbers = np.array([part.number for part in whole], np.int64)
+    firsts, stops = index.planes[numbers], index.planes[numbers + 1]
+    counts = stops - firsts
+    chunks = np.repeat(firsts - np.cumsum(counts) + counts, counts) + np.arange(int(counts.sum()))
+    bases = np.array([part.out.__array_interface__["data"][0] for part in whole], np.int64)
+    outs = (np.repeat(bases, counts) + (index.starts[chunks] * index.widths[chunks] >> 3)).astype(np.uint64)
+    alive += [part.out for part in whole]
+    for part in parts:
+        if isinstance(part, CodeRange):
+            more_chunks, more_outs, more_alive = part.tasks()
+            chunks, outs = np.concatenate([chunks, more_chunks]), np.concatenate([outs, more_outs])
+            alive += more_alive
+    tasks = file.tasks[chunks]
+    tasks[:, _OUT] = outs
+    stored = tuple(i for part in parts if isinstance(part, StoredPlane) for i in file.index.plane(part.number))
+    return Tasks(file, chunks, tasks, (*alive, file), stored)
 
 
 def run_tasks(work: Sequence[Tasks], run: RunMap = map) -> None:
@@ -100,30 +231,43 @@ def run_tasks(work: Sequence[Tasks], run: RunMap = map) -> None:
 
     Raises CorruptionError for the first chunk, in the order given, that has a wrong checksum or does not decode.
     """
-    work = [tasks for tasks in work if tasks.count]
-    if not work:
-        return
-    batch = np.concatenate([tasks.tasks for tasks in work])
-    coders = np.concatenate([tasks.coders for tasks in work])
-    sources = [source for tasks in work for source in zip(tasks.payloads, tasks.checksums, strict=True)]
-    order = None
-    if (coders != coders[0]).any():  # chunks of one coder side by side
-        order = np.argsort(coders, kind="stable")
-        batch, coders, sources = batch[order], coders[order], [sources[i] for i in order.tolist()]
-    tasks = batch.view(TASK)[:, 0]
+    for tasks in work:
+        if len(tasks.stored) and tasks.file.verify:
+            _check_stored(tasks.file, tasks.stored, run)
+        if len(tasks.chunks):
+            _run(tasks, run)
+
+
+def _check_stored(file: CodedFile, chunks: tuple[int, ...], run: RunMap) -> None:
+    view, (begins, ends, checksums) = file.data.data, file.sources
+
+    def differs(chunk: int) -> bool:
+        return xxh3_64_intdigest(view[begins[chunk] : ends[chunk]]) != checksums[chunk]
+
+    for chunk, wrong in zip(chunks, run(differs, chunks), strict=True):
+        if wrong:
+            raise _error(file, chunk, WRONG_CHECKSUM)
+
+
+def _run(work: Tasks, run: RunMap) -> None:
+    coders, chunks, batch = work.file.index.rows["coder"][work.chunks], work.chunks, work.tasks
+    order = np.argsort(coders, kind="stable")  # chunks of one coder side by side
+    coders, chunks, batch = coders[order], chunks[order], batch[order]
+    tasks = batch.view(TASK).reshape(-1)
     status = np.zeros(len(batch), np.int64)
+    numbers = chunks.tolist()
 
     def decode(piece: tuple[int, int, int]) -> None:
         coder, start, stop = piece
-        _decode(coder, tasks[start:stop], sources[start:stop], status[start:stop])
+        _decode(work.file, coder, numbers[start:stop], tasks[start:stop], status[start:stop])
 
     for _ in run(decode, _pieces(coders.tolist(), tasks["size"].tolist())):
         pass
     if status.any():
-        if order is not None:
-            status[order] = status.copy()
-        first = int(np.flatnonzero(status != OK)[0])
-        raise _error(work, first, int(status[first]))
+        in_order = np.empty_like(status)
+        in_order[order] = status
+        first = int(np.flatnonzero(in_order != OK)[0])
+        raise _error(work.file, int(work.chunks[first]), int(in_order[first]))
 
 
 def _pieces(coders: list[int], sizes: list[int]) -> list[tuple[int, int, int]]:
@@ -138,34 +282,26 @@ def _pieces(coders: list[int], sizes: list[int]) -> list[tuple[int, int, int]]:
     return [*pieces, (coders[start], start, len(coders))]
 
 
-def _decode(
-    coder: int, tasks: NDArray[Any], sources: list[tuple[memoryview, int | None]], status: NDArray[np.int64]
-) -> None:
+def _decode(file: CodedFile, coder: int, chunks: list[int], tasks: NDArray[Any], status: NDArray[np.int64]) -> None:
     from .kernels.select import batch_kernels
 
-    damaged = [
-        i for i, (payload, want) in enumerate(sources) if want is not None and xxh3_64_intdigest(payload) != want
-    ]
-    if damaged:  # the rest is not needed
-        status[damaged] = WRONG_CHECKSUM
-    else:
-        batch_kernels()[coder](tasks, status)
+    if file.verify:
+        view, (begins, ends, checksums) = file.data.data, file.sources
+        damaged = [
+            i
+            for i, chunk in enumerate(chunks)
+            if xxh3_64_intdigest(view[begins[chunk] : ends[chunk]]) != checksums[chunk]
+        ]
+        if damaged:  # the rest is not needed
+            status[damaged] = WRONG_CHECKSUM
+            return
+    batch_kernels()[coder](tasks, status)
 
 
-def _error(work: Sequence[Tasks], number: int, status: int) -> CorruptionError:
-    """The error for one of all chunks of `work`, counted through."""
-    for tasks in work:
-        if number < tasks.count:
-            break
-        number -= tasks.count
-    chunk = tasks.first + number
-    row = tasks.coded.index.rows[chunk]
-    start, coder = int(row["offset"]), CODERS[int(row["coder"])]
+def _error(file: CodedFile, chunk: int, status: int) -> CorruptionError:
     what = MESSAGES[status]
     if status == CODE_TOO_LARGE:
-        what = f"a code is larger than {(1 << tasks.coded.args.num_bits) - 1}"
+        what = f"a code is larger than {(1 << int(file.index.bits[chunk])) - 1}"
     elif status < CODE_TOO_LARGE:  # what the coder itself found
-        what = f"{coder.name}: {what}"
-    return CorruptionError(
-        f"{tasks.coded.where}, chunk {chunk} (payload bytes {start:,} to {start + int(row['nbytes']) - 1:,}): {what}"
-    )
+        what = f"{CODERS[int(file.index.rows['coder'][chunk])].name}: {what}"
+    return CorruptionError(f"{file.index.describe(chunk)}: {what}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import xxhash
@@ -14,30 +15,37 @@ from .buffers import Buffer, read_only
 from .coder import CODERS, Coder, Table, coder_for
 from .constant import CONSTANT
 from .errors import CorruptionError, InvalidArgumentError, UnsupportedError, VerificationError
-from .histogram import byte_counts
-from .nibbles import WORTH_BYTES, nibble_tables
+from .escape16 import ESCAPE16
+from .histogram import nibble_counts
+from .likely_counts import likely_counts
+from .model import FrequencyTable
+from .nibbles import WORTH_BYTES, encode_nibbles, nibble_tables
 from .raw import RAW
 from .run_map import RunMap
+from .short16 import PRECISION as SHORT_PRECISION
+from .short16 import SHORT16
 from .split8 import RAW_BITS, SPLIT8
 from .tensor import packed_nbytes
 
 CHUNK_CODES = 1 << 18  # default target: the decoded chunk stays in a second-level cache, its states weigh nothing
 CHUNK_ALIGNMENT = 256  # codes: every chunk of a run but the last holds a multiple
 
-# Share of the size by which split8 may be above ans256. It decodes and encodes almost twice as fast (docs/PERFORMANCE.md) for
-# 0.1 % at 8 bits with scales by mse; it would be 0.25 % for groups of 128 by absmax, 0.8 % at 7 bits, and 2.5 % at 6.
-SPLIT_EXTRA = 0.002
+# Share of the entropy by which split8 and escape16 may be above it, table included: they decode and encode almost twice as
+# fast as ans256 (docs/PERFORMANCE.md). States come on top; together they stay within 0.2 %.
+EXTRA = 0.0015
+# A run of fewer bytes of nibbles is coded by short16: smaller, and its slower decoding does not weigh anything yet.
+SHORT_NBYTES, SHORT_NIBBLES = 1 << 16, 1 << 17  # the second where nibbles are coded as such in any case
+ESCAPES_BITS = 32  # the number of escapes in a chunk of escape16
 
 # A row of the chunk index (SPEC section 4).
 CHUNK_DTYPE = np.dtype(
     [
-        ("offset", "<u8"),
         ("nbytes", "<u4"),
         ("codes", "<u4"),
         ("table", "<u4"),
         ("coder", "u1"),
-        ("plane", "u1"),
         ("streams", "u1"),
+        ("delta", "u1"),
         ("reserved", "u1"),
         ("checksum", "<u8"),
     ]
@@ -48,7 +56,8 @@ CHUNK_DTYPE = np.dtype(
 class EncodedChunk:
     """A chunk before it has a place in a file: the fields of its row, its table and its bytes.
 
-    table: the row for the coder's table bank, b"" for coders without tables. checksum: XXH3-64 of the payload.
+    table: the row for the coder's table bank, b"" for coders without tables. checksum: XXH3-64 of the payload. delta: 0, or
+    how the codes differ from those that were asked for (SPEC section 4).
     """
 
     codes: int
@@ -57,6 +66,7 @@ class EncodedChunk:
     table: bytes
     payload: memoryview
     checksum: int
+    delta: int = 0
 
 
 def plan_chunks(codes: int, storage_bits: int, chunk_codes: int = CHUNK_CODES) -> list[tuple[int, int]]:
@@ -85,14 +95,17 @@ def encode_run(
     chunk_codes: int = CHUNK_CODES,
     run: RunMap = map,
     verify: bool = True,
+    extra: float = EXTRA,
+    pairs: bool = True,
 ) -> list[EncodedChunk]:
     """Code a packed run (uint8 `[packed_nbytes(codes, storage_bits)]`) with `ans`, `huffman` or `raw`.
 
-    `ans` codes nibbles (ans16) where they have at most 4 bits and pairs of them are not notably cheaper, else bytes: by
-    their high nibbles (split8) where payloads and tables are then at most 0.2 % larger, or else whole (ans256).
+    `ans` codes nibbles (ans16, or short16 if they are few) where they have at most 4 bits and pairs of them are not notably cheaper, else bytes: by
+    their high nibbles (split8) or by the likely ones (escape16) where that is smaller, tables included, or above the entropy
+    by no more than a share of `extra`, for both are fast; or else whole (ans256). Without `pairs` nibbles are coded as such.
     Each chunk gets its own frequency table or shares one with others of the run, whichever makes the sum of payloads
     and tables smaller. A chunk whose bytes are all the same becomes constant, one that would not shrink stays raw.
-    `run` maps a function over the chunks, in threads if it likes; the result does not depend on it.
+    `run` maps a function over pieces of the run, in threads if it likes; the result does not depend on it.
 
     Raises InvalidArgumentError for bad arguments, VerificationError if a chunk does not decode to what was coded.
     """
@@ -100,17 +113,22 @@ def encode_run(
         raise InvalidArgumentError(f"{codes} codes of {storage_bits} bits do not fill a buffer of shape {packed.shape}")
     coder = coder_for(choice, storage_bits)
     plan = plan_chunks(codes, storage_bits, chunk_codes)
-    buffers = [read_only(packed[a * storage_bits // 8 : packed_nbytes(b, storage_bits)]) for a, b in plan]
-    tables: list[Table | None] = [None] * len(buffers)
-    found = nibble_tables(buffers, run) if coder is ANS16 else None
-    if found is not None:
-        tables = list(found)
-    elif coder.table_nbytes:
-        coder, tables = _choose_tables(coder, list(run(byte_counts, buffers)), run)
-
     # Payloads of a run lie in one piece of memory, each where its codes lie in the packed run: the allocator keeps such a
     # piece for the next run, while small ones go back to the system, and new pages cost as much as filling them.
     room = np.empty(packed.size, np.uint8)
+    source = read_only(packed)
+    if coder is ANS16 and len(plan) == 1 and packed.size < (SHORT_NBYTES if pairs else SHORT_NIBBLES):
+        return _encode_short(source, codes, room, verify)
+    if coder is ANS16 and plan:
+        places = [0, *(packed_nbytes(b, storage_bits) for _, b in plan)]
+        bounds = np.array(places, np.int64)
+        frequencies = nibble_tables(source, bounds, run, pairs)
+        if frequencies is not None:
+            return _encode_by_nibbles(source, places, bounds, [b - a for a, b in plan], frequencies, room, run, verify)
+    buffers = [source[a * storage_bits // 8 : packed_nbytes(b, storage_bits)] for a, b in plan]
+    tables: list[Table | None] = [None] * len(buffers)
+    if coder.table_nbytes:
+        coder, tables = _choose_tables(coder, list(run(likely_counts, buffers)), run, extra)
 
     def encode(index: int) -> EncodedChunk:
         start, stop = plan[index]
@@ -123,6 +141,43 @@ def encode_run(
 
     chunks = list(run(encode, range(len(buffers))))
     return _drop_useless_tables(coder, chunks, buffers)
+
+
+def _encode_short(packed: NDArray[np.uint8], codes: int, room: NDArray[np.uint8], verify: bool) -> list[EncodedChunk]:
+    counts = nibble_counts(packed)
+    table = FrequencyTable.from_counts(counts, SHORT_PRECISION) if np.count_nonzero(counts) > 1 else None
+    chunk = _encode_chunk(SHORT16, table, packed, codes, room)
+    if verify:
+        _verify(chunk, packed)
+    return _drop_useless_tables(SHORT16, [chunk], [packed])
+
+
+def _encode_by_nibbles(
+    packed: NDArray[np.uint8],
+    places: list[int],
+    bounds: NDArray[np.int64],
+    codes: list[int],
+    frequencies: NDArray[np.uint16],
+    room: NDArray[np.uint8],
+    run: RunMap,
+    verify: bool,
+) -> list[EncodedChunk]:
+    rows, blank = frequencies.astype(np.uint8), bytes(ANS16.table_nbytes)
+
+    def finish(i: int, streams: int, nbytes: int) -> EncodedChunk:
+        start, stop, table = places[i], places[i + 1], rows[i].tobytes()
+        if nbytes:
+            chunk = _chunk(codes[i], ANS16, streams, table, room[start : start + nbytes])
+        elif stop - start > 1 and table == blank:
+            chunk = _chunk(codes[i], CONSTANT, 0, b"", packed[start : start + 1])
+        else:
+            chunk = _chunk(codes[i], RAW, 0, b"", packed[start:stop])
+        if verify:
+            _verify(chunk, packed[start:stop])
+        return chunk
+
+    chunks = encode_nibbles(packed, bounds, codes, frequencies, room, finish, run)
+    return _drop_useless_tables(ANS16, chunks, [packed[a:b] for a, b in pairwise(places)])
 
 
 def decode_chunk(
@@ -144,7 +199,7 @@ def decode_chunk(
         raise CorruptionError("a chunk without codes")
     if not out.flags.c_contiguous or out.dtype != np.uint8:
         raise InvalidArgumentError(f"out must be C-contiguous uint8, got {out.dtype}")
-    if not decoder.default_streams(out.size) and streams:
+    if not decoder.default_streams(1) and streams:
         raise CorruptionError(f"coder {decoder.name} has no streams, the chunk claims {streams}")
     decoder.decode(payload, _parse_table(coder, table), out.reshape(-1), streams)
 
@@ -155,23 +210,30 @@ def _parse_table(coder: int, row: bytes) -> Table | None:
     return CODERS[coder].table_from_bytes(row)
 
 
-def _choose_tables(coder: Coder, counts: list[NDArray[np.int64]], run: RunMap) -> tuple[Coder, list[Table | None]]:
+def _choose_tables(
+    coder: Coder, counts: list[NDArray[np.int64]], run: RunMap, extra: float
+) -> tuple[Coder, list[Table | None]]:
     """The coder and the table for each chunk, from the counts of its bytes. None for chunks that are constant."""
     coded = [i for i, c in enumerate(counts) if np.count_nonzero(c) > 1]
     tables: list[Table | None] = [None] * len(counts)
     if not coded:
         return coder, tables
-    cost, chosen = _own_or_shared(coder, [counts[i] for i in coded], run)
+    some = [counts[i] for i in coded]
+    cost, chosen = _own_or_shared(coder, some, run)
     if coder is ANS16:
         # Where one nibble is much more likely than all others, 8 bits of probability waste some percent.
-        finer_cost, finer = _own_or_shared(ANS256, [counts[i] for i in coded], run)
+        finer_cost, finer = _own_or_shared(ANS256, some, run)
         if finer_cost < cost * (1 - WORTH_BYTES):
             coder, chosen = ANS256, finer
     elif coder is ANS256:
-        split_cost, split = _own_or_shared(SPLIT8, [counts[i] for i in coded], run)
-        split_cost += RAW_BITS * sum(int(counts[i].sum()) for i in coded)
-        if split_cost <= cost * (1 + SPLIT_EXTRA):
-            coder, chosen = SPLIT8, split
+        # 12 bits of probability are so fine that what they cost is the entropy.
+        entropy = sum(ANS256.fit(c).cost_bits(c) for c in some)
+        likely_cost, likely = _own_or_shared(ESCAPE16, some, run)
+        likely_cost += ESCAPES_BITS * len(some)
+        split_cost, split = _own_or_shared(SPLIT8, some, run)
+        split_cost += RAW_BITS * sum(int(c.sum()) for c in some)
+        if min(likely_cost, split_cost) <= max(cost, entropy * (1 + extra)):
+            coder, chosen = (ESCAPE16, likely) if likely_cost < split_cost else (SPLIT8, split)
     for i, table in zip(coded, chosen, strict=True):
         tables[i] = table
     return coder, tables
@@ -201,7 +263,7 @@ def _encode_chunk(
         return _chunk(codes, RAW, 0, b"", buffer)
     if buffer[0] == buffer[-1] and not (buffer != buffer[0]).any():
         return _chunk(codes, CONSTANT, 0, b"", CONSTANT.encode(buffer, None, 0))
-    streams = coder.default_streams(buffer.size)
+    streams = coder.default_streams(codes)
     payload = coder.encode_fitted(buffer, table, streams)
     if payload.size >= buffer.size:
         return _chunk(codes, RAW, 0, b"", buffer)
@@ -238,7 +300,10 @@ def _drop_useless_tables(
     for chunk, buffer in zip(chunks, buffers, strict=True):
         if chunk.table:
             saved[chunk.table] = saved.get(chunk.table, 0) + buffer.size - len(chunk.payload)
+    useless = {table for table, nbytes in saved.items() if nbytes <= coder.table_nbytes}
+    if not useless:
+        return chunks
     return [
-        _chunk(chunk.codes, RAW, 0, b"", buffer) if chunk.table and saved[chunk.table] <= coder.table_nbytes else chunk
+        _chunk(chunk.codes, RAW, 0, b"", buffer) if chunk.table in useless else chunk
         for chunk, buffer in zip(chunks, buffers, strict=True)
     ]

@@ -11,13 +11,16 @@ from .ans import ANS16, ANS256
 from .buffers import Buffer
 from .constant import CONSTANT
 from .errors import InvalidArgumentError
+from .escape16 import ESCAPE16
+from .escape_table import EscapeTable
 from .huffman import HUFFMAN
 from .huffman_code import CodeLengths
 from .model import FrequencyTable
 from .raw import RAW
+from .short16 import SHORT16
 from .split8 import SPLIT8
 
-Table: TypeAlias = FrequencyTable | CodeLengths
+Table: TypeAlias = FrequencyTable | CodeLengths | EscapeTable
 
 
 class Coder(Protocol):
@@ -46,8 +49,8 @@ class Coder(Protocol):
     def fit(self, counts: NDArray[np.int64]) -> Table | None:
         """The best table for a buffer with these counts of bytes (int64 `[256]`, not all 0); None if tables are not used."""
 
-    def default_streams(self, nbytes: int) -> int:
-        """Number of streams that suits a buffer of `nbytes` bytes; 0 for coders without that choice."""
+    def default_streams(self, codes: int) -> int:
+        """Number of streams that suits a chunk of `codes` codes; 0 for coders without that choice."""
 
     def encode(self, packed: Buffer, table: Table | None, streams: int) -> NDArray[np.uint8]:
         """The payload of a packed buffer of at least one byte. It can be longer than the buffer.
@@ -78,7 +81,9 @@ class Coder(Protocol):
         """
 
 
-CODERS: dict[int, Coder] = {coder.id: coder for coder in (RAW, CONSTANT, ANS16, ANS256, HUFFMAN, SPLIT8)}
+CODERS: dict[int, Coder] = {
+    coder.id: coder for coder in (RAW, CONSTANT, ANS16, ANS256, HUFFMAN, SPLIT8, ESCAPE16, SHORT16)
+}
 
 CHOICES = ("ans", "huffman", "raw")
 

@@ -1,90 +1,161 @@
-"""From chunks back to a quantized tensor, or to a range of its rows: only what holds them is decoded."""
+"""From chunks back to tensors, or to ranges of their rows: only what holds them is decoded."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .batch import CodedPlanes, Tasks, plan_tasks, run_tasks
-from .code_order import code_order, run_ranges
-from .errors import InvalidArgumentError
-from .packing import pack_codes, unpack_codes
-from .tensor import QuantizedTensor, matrix_shape, packed_nbytes
+from . import palette as palettes
+from .batch import CodedFile, CodeRange, Part, StoredPlane, Tasks, WholePlane, is_stored, plan_tasks, run_tasks
+from .code_order import Classes, code_order, run_ranges
+from .delta import restore
+from .dequantize import float_dtype
+from .errors import CorruptionError, InvalidArgumentError
+from .packing import pack_codes, slice_packed, unpack_codes
+from .planes import Plane, byte_planes, grid_planes
+from .records import Records, join, join_jobs, split
+from .run_map import RunMap
+from .tensor import QuantizationArgs, QuantizedTensor, matrix_shape, packed_nbytes
+
+
+@dataclass(frozen=True)
+class CodedGrid:
+    """A quantized tensor in a file. first: the number of its first plane. scale: how its scales are split."""
+
+    file: CodedFile
+    first: int
+    shape: tuple[int, ...]
+    dtype: str
+    args: QuantizationArgs
+    scale: Records
+    row_class: Classes = None
+    column_class: Classes = None
+
+    @property
+    def planes(self) -> tuple[Plane, ...]:
+        return grid_planes(self.shape, self.args, self.scale, self.row_class, self.column_class)
+
+
+@dataclass(frozen=True)
+class CodedBytes:
+    """A lossless tensor of `nbytes` bytes in a file. first: the number of its first plane; palette: how many values it has.
+
+    base: gives the bytes of the tensor that its deltas refer to. where: what messages begin with.
+    """
+
+    file: CodedFile
+    first: int
+    nbytes: int
+    records: Records
+    palette: int
+    base: Callable[[], NDArray[np.uint8]] | None
+    where: str
+
+    @property
+    def planes(self) -> tuple[Plane, ...]:
+        return byte_planes(self.nbytes, self.records, self.palette)
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """What has to be decoded, `run_tasks(tasks)`, and the step that makes a tensor of it afterwards."""
+    """What has to be decoded; the independent calls that are due afterwards; and what there is then."""
 
-    tasks: list[Tasks]
-    finish: Callable[[], QuantizedTensor]
+    parts: Sequence[Part]
+    jobs: Callable[[], list[Callable[[], None]]]
+    finish: Callable[[], Any]
 
 
-def decoding(coded: CodedPlanes, rows: tuple[int, int] | None = None, out: NDArray[np.uint8] | None = None) -> Decoding:
+def decode(decodings: Iterable[Decoding], run: RunMap = map) -> list[Any]:
+    """Carry out decodings as one parallel job over all chunks. Raises CorruptionError."""
+    pending = list(decodings)
+    run_tasks(plan_tasks([part for decoding in pending for part in decoding.parts]), run)
+    for _ in run(_call, [job for decoding in pending for job in decoding.jobs()]):
+        pass
+    return [decoding.finish() for decoding in pending]
+
+
+def check_chunk(file: CodedFile, chunk: int, values: int = 0) -> None:
+    """Decode one chunk of a file, for the errors that this may raise. values: how many its palette has, if it has one."""
+    out = np.empty(int(file.index.sizes[chunk]), np.uint8)
+    tasks = file.tasks[chunk : chunk + 1].copy()
+    tasks[:, 4] = out.ctypes.data
+    run_tasks([Tasks(file, np.array([chunk]), tasks, (out,))])
+    width, count = int(file.index.widths[chunk]), int(file.index.rows["codes"][chunk])
+    if values and int(unpack_codes(out, count, width).max()) >= values:
+        raise CorruptionError(f"{file.index.describe(chunk)}: a code is larger than the palette")
+
+
+# ---------------------------------------------------------------------------------------------- quantized
+def grid_decoding(
+    coded: CodedGrid, rows: tuple[int, int] | None = None, out: NDArray[np.uint8] | None = None
+) -> Decoding:
     """Plan the decoding of a tensor, or of its rows `start .. stop - 1`, into `out` (uint8 [packed bytes]) if given.
 
-    Only chunks that hold codes of these rows are read.
+    Only chunks that hold codes of these rows are read. What is there in the end is a QuantizedTensor.
     """
     n_rows, columns = matrix_shape(coded.shape)
     first, last = (0, n_rows) if rows is None else rows
     shape = coded.shape if rows is None else (last - first, *coded.shape[1:])
-    count, width = (last - first) * columns, coded.args.storage_bits
-    if out is None:
-        out = np.empty(packed_nbytes(count, width), np.uint8)
-    elif out.dtype != np.uint8 or out.shape != (packed_nbytes(count, width),) or not out.flags.carray:
-        raise InvalidArgumentError(f"out must be a writable, contiguous uint8[{packed_nbytes(count, width)}]")
+    count, width, args = (last - first) * columns, coded.args.storage_bits, coded.args
+    out = _buffer(out, packed_nbytes(count, width))
     codes = _Codes(coded, first, last, out)
-    tasks = codes.tasks()
-    scales = coded.scale if rows is None or coded.args.strategy == "tensor" else coded.scale[first:last]
-    zero_points: _CodeRange | None = None
-    if not coded.args.symmetric:
-        start = 0 if coded.args.strategy == "tensor" else first * coded.scale.shape[1]
-        buffer = np.empty(packed_nbytes(scales.size, width), np.uint8)
-        zero_points = _CodeRange(coded, 1, 0, start, start + scales.size, buffer)
-        tasks.append(zero_points.tasks())
+    scale_shape = args.scale_shape(shape)
+    scales = prod(scale_shape)
+    start = 0 if args.strategy == "tensor" else first * scale_shape[1]
+    whole = scales == prod(args.scale_shape(coded.shape))
+    zero_points: CodeRange | None = None
+    number = coded.first + 1
+    if not args.symmetric:
+        zero_points = CodeRange(
+            coded.file, number, width, 0, start, start + scales, np.empty(packed_nbytes(scales, width), np.uint8)
+        )
+        number += 1
+    fields = _fields(coded.file, number, coded.scale, start, start + scales, whole)
+    scale_bytes = np.empty(scales * coded.scale.nbytes, np.uint8)
 
     def finish() -> QuantizedTensor:
         codes.finish()
-        zero_point = zero_points.codes().reshape(scales.shape) if zero_points else None
+        join([field.finish() for field in fields], coded.scale, scale_bytes)
+        scale = scale_bytes.view(float_dtype(args.scale_dtype)).reshape(scale_shape)
+        zero_point = zero_points.codes().reshape(scale_shape) if zero_points else None
         row_class = coded.row_class[first:last] if coded.row_class is not None else None
-        return QuantizedTensor(out, scales, zero_point, shape, coded.dtype, coded.args, row_class, coded.column_class)
+        return QuantizedTensor(out, scale, zero_point, shape, coded.dtype, args, row_class, coded.column_class)
 
-    return Decoding(tasks, finish)
-
-
-def check_chunk(coded: CodedPlanes, i: int) -> None:
-    """Decode chunk `i` of a tensor into memory of its own, for the errors that this may raise."""
-    size = packed_nbytes(int(coded.index.rows["codes"][i]), coded.args.storage_bits)
-    out = np.empty(size, np.uint8)
-    run_tasks([plan_tasks(coded, range(i, i + 1), np.array([out.ctypes.data], np.uint64), np.array([size]), (out,))])
+    parts: list[Part] = [*codes.parts, *([zero_points] if zero_points else []), *fields]
+    return Decoding(parts, list, finish)
 
 
 class _Codes:
     """The codes of rows `first .. last - 1` of a tensor into `out`, whatever their order in the file."""
 
-    def __init__(self, coded: CodedPlanes, first: int, last: int, out: NDArray[np.uint8]) -> None:
+    def __init__(self, coded: CodedGrid, first: int, last: int, out: NDArray[np.uint8]) -> None:
         rows, columns = matrix_shape(coded.shape)
         self._coded, self._first, self._last, self._out = coded, first, last, out
         self._sorted = coded.row_class is not None or coded.column_class is not None
+        self.parts: list[CodeRange | WholePlane]
+        if not self._sorted and last - first == rows:
+            self.parts = [WholePlane(coded.file, coded.first, out)]
+            return
+        width = coded.args.storage_bits
         self._ranges = [
-            _CodeRange(coded, 0, run, start, stop, self._buffer(stop - start) if self._sorted else out)
+            CodeRange(coded.file, coded.first, width, run, start, stop, self._buffer(stop - start))
             for run, start, stop in run_ranges(rows, columns, coded.row_class, coded.column_class, first, last)
         ]
+        self.parts = [*self._ranges]
 
     def _buffer(self, count: int) -> NDArray[np.uint8]:
-        return np.empty(packed_nbytes(count, self._coded.args.storage_bits), np.uint8)
-
-    def tasks(self) -> list[Tasks]:
-        return [codes.tasks() for codes in self._ranges]
+        return np.empty(packed_nbytes(count, self._coded.args.storage_bits), np.uint8) if self._sorted else self._out
 
     def finish(self) -> None:
         """Fill `out` from what has been decoded."""
         if not self._sorted:
-            for codes in self._ranges:
-                codes.finish()
+            for part in self.parts:
+                part.finish()
             return
         columns, row_class = matrix_shape(self._coded.shape)[1], self._coded.row_class
         some_rows = None if row_class is None else row_class[self._first : self._last]
@@ -96,49 +167,101 @@ class _Codes:
         self._out[:] = pack_codes(by_place, self._coded.args.storage_bits)
 
 
-class _CodeRange:
-    """Codes `start .. stop - 1` of a plane into `out`, packed. All are of the run that starts at `run`."""
+# ---------------------------------------------------------------------------------------------- lossless
+def bytes_decoding(
+    coded: CodedBytes, span: tuple[int, int] | None = None, out: NDArray[np.uint8] | None = None
+) -> Decoding:
+    """Plan the decoding of a tensor, or of its bytes `start .. stop - 1`, into `out` (uint8 [bytes]) if given.
 
-    def __init__(self, coded: CodedPlanes, plane: int, run: int, start: int, stop: int, out: NDArray[np.uint8]) -> None:
-        self._coded, self._plane, self._out = coded, plane, out
-        self._width, self._count = coded.args.storage_bits, stop - start
-        # Chunks of a run begin on whole bytes; a range that does not is decoded from the byte it begins in, and shifted.
-        self._shift = (start - run) % (8 // self._width) if self._count else 0
-        self._start, self._stop = start - self._shift, stop
-        self._buffer = np.empty(packed_nbytes(stop - self._start, self._width), np.uint8) if self._shift else out
-        self._overhanging: list[
-            tuple[NDArray[np.uint8], int]
-        ] = []  # chunks that reach beyond the buffer; where they start
+    What is there in the end are the bytes, uint8 [n].
+    """
+    start, stop = (0, coded.nbytes) if span is None else span
+    step = coded.records.span
+    # Whole records; and all of them where the codes of a base would have to be cut, too.
+    low, high = (0, coded.nbytes) if coded.base else (start // step * step, -(-stop // step) * step)
+    exact = (low, high) == (start, stop)
+    result = _buffer(out, stop - start)
+    buffer = result if exact else np.empty(high - low, np.uint8)
+    first, last = low // coded.records.nbytes, high // coded.records.nbytes
+    if coded.palette:
+        parts, jobs = _palette_parts(coded, first, last, buffer)
+    else:
+        whole = last - first == coded.nbytes // coded.records.nbytes
+        parts = fields = _fields(coded.file, coded.first, coded.records, first, last, whole)
 
-    def tasks(self) -> Tasks:
-        chunks = self._coded.index.overlapping(self._plane, self._start, self._stop)
-        rows = slice(chunks.start, chunks.stop)
-        sizes = -(-self._coded.index.rows["codes"][rows].astype(np.int64) * self._width // 8)
-        at = (self._coded.index.starts[rows] - self._start) * self._width // 8
-        outs = (at + self._buffer.ctypes.data).astype(np.uint64)
-        for i in np.flatnonzero((at < 0) | (at + sizes > len(self._buffer))).tolist():  # the first or the last, at most
-            scratch = np.empty(sizes[i], np.uint8)
-            outs[i] = scratch.ctypes.data
-            self._overhanging.append((scratch, int(at[i])))
-        alive = (self._buffer, *(scratch for scratch, _ in self._overhanging))
-        return plan_tasks(self._coded, chunks, outs, sizes, alive)
+        def jobs() -> list[Callable[[], None]]:
+            planes = [field.finish() for field in fields]
+            if coded.base is not None:
+                planes = _add_base(coded, planes, coded.base())
+            return join_jobs(planes, coded.records, buffer)
 
-    def finish(self) -> None:
-        """Fill `out` from what has been decoded."""
-        for scratch, at in self._overhanging:
-            low, high = max(at, 0), min(at + len(scratch), len(self._buffer))
-            self._buffer[low:high] = scratch[low - at : high - at]
-        self._overhanging.clear()
-        if self._shift:
-            self._out[:] = pack_codes(self._unpacked(), self._width)
-        spare = len(self._out) * 8 - self._count * self._width
-        if spare:
-            self._out[-1] &= np.uint8(0xFF >> spare)
+    def finish() -> NDArray[np.uint8]:
+        if not exact:
+            result[:] = buffer[start - low : stop - low]
+        return result
 
-    def codes(self) -> NDArray[np.uint8]:
-        """What has been decoded, one code per byte: uint8 `[stop - start]`."""
-        self.finish()
-        return self._unpacked()
+    return Decoding(parts, jobs, finish)
 
-    def _unpacked(self) -> NDArray[np.uint8]:
-        return unpack_codes(self._buffer, self._count, self._width, self._shift)
+
+def _palette_parts(
+    coded: CodedBytes, first: int, last: int, buffer: NDArray[np.uint8]
+) -> tuple[list[Part], Callable[[], list[Callable[[], None]]]]:
+    indices, values = coded.planes
+    packed = np.empty(packed_nbytes(last - first, indices.width), np.uint8)
+    numbers = CodeRange(coded.file, coded.first, indices.width, 0, first, last, packed)
+    palette = np.empty(values.count, np.uint8)
+    whole = WholePlane(coded.file, coded.first + 1, palette)
+
+    def jobs() -> list[Callable[[], None]]:
+        numbers.finish()
+        if last > first and int(unpack_codes(packed, last - first, indices.width).max()) >= coded.palette:
+            raise CorruptionError(f"{coded.where}: a code is larger than the palette")
+        palettes.restore(packed, palette.reshape(coded.palette, -1), buffer)
+        return []
+
+    return [numbers, whole], jobs
+
+
+def _add_base(coded: CodedBytes, planes: list[NDArray[np.uint8]], base: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+    if base.size != coded.nbytes:
+        raise InvalidArgumentError(f"{coded.where}: the tensor of the base has {base.size} bytes, not {coded.nbytes}")
+    index = coded.file.index
+    for number, (plane, packed, theirs) in enumerate(
+        zip(coded.planes, planes, split(base, coded.records), strict=True), coded.first
+    ):
+        for chunk in index.plane(number):
+            delta, start, count = (
+                int(x) for x in (index.rows["delta"][chunk], index.starts[chunk], index.rows["codes"][chunk])
+            )
+            if delta:
+                place = slice(start * plane.width // 8, packed_nbytes(start + count, plane.width))
+                ours = slice_packed(packed, start, count, plane.width)
+                packed[place] = restore(ours, slice_packed(theirs, start, count, plane.width), plane.bits, count, delta)
+    return planes
+
+
+def _fields(file: CodedFile, first: int, records: Records, start: int, stop: int, whole: bool) -> list[Part]:
+    """Records `start .. stop - 1`: a part for each field, whose planes are counted from `first` on."""
+    parts: list[Part] = []
+    for number, ((_, count), width) in enumerate(zip(records.fields, records.widths, strict=True), first):
+        if whole and is_stored(file, number):
+            parts.append(StoredPlane(file, number))
+            continue
+        out = np.empty(packed_nbytes((stop - start) * count, width), np.uint8)
+        if whole:
+            parts.append(WholePlane(file, number, out))
+        else:
+            parts.append(CodeRange(file, number, width, 0, start * count, stop * count, out))
+    return parts
+
+
+def _buffer(out: NDArray[np.uint8] | None, nbytes: int) -> NDArray[np.uint8]:
+    if out is None:
+        return np.empty(nbytes, np.uint8)
+    if out.dtype != np.uint8 or out.shape != (nbytes,) or not out.flags.carray:
+        raise InvalidArgumentError(f"out must be a writable, contiguous uint8[{nbytes}]")
+    return out
+
+
+def _call(job: Callable[[], None]) -> None:
+    job()

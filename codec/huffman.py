@@ -31,7 +31,7 @@ class HuffmanCoder:
     def fit(self, counts: NDArray[np.int64]) -> CodeLengths:
         return CodeLengths.from_counts(counts)
 
-    def default_streams(self, nbytes: int) -> int:
+    def default_streams(self, codes: int) -> int:
         return 0  # the format has ten, always
 
     def encode(self, packed: Buffer, table: object, streams: int) -> NDArray[np.uint8]:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from .buffers import Buffer, read_only
 from .errors import CorruptionError, InvalidArgumentError
 
-PRECISION = {16: 8, 256: 12}  # number of symbols -> bits of precision, the two kinds of table of the format
+PRECISION = {16: 8, 256: 12}  # number of symbols -> bits of precision
+KINDS = ((16, 8), (256, 12), (16, 12))  # symbols and bits of precision of the tables of the format
 UNITS = 1 << 20  # costs are sums of integers of this many units per bit: the same on every machine
 
 
@@ -19,7 +20,7 @@ UNITS = 1 << 20  # costs are sums of integers of this many units per bit: the sa
 class FrequencyTable:
     """Frequencies of 16 or 256 symbols: symbol s has probability `frequencies[s] / 2**precision`.
 
-    frequencies: uint16 `[16]` (precision 8) or `[256]` (precision 12), read-only. Their sum is 2**precision and each is
+    frequencies: uint16 `[16]` (precision 8 or 12) or `[256]` (precision 12), read-only. Their sum is 2**precision and each is
     smaller than that. A symbol of frequency 0 cannot be coded.
     Raises InvalidArgumentError for others.
     """
@@ -29,7 +30,7 @@ class FrequencyTable:
 
     def __post_init__(self) -> None:
         f = np.array(self.frequencies, np.uint16)
-        if f.ndim != 1 or PRECISION.get(f.size) != self.precision:
+        if f.ndim != 1 or (f.size, self.precision) not in KINDS:
             raise InvalidArgumentError(f"no frequency table has shape {f.shape} and {self.precision} bits of precision")
         total = 1 << self.precision
         if int(f.sum(dtype=np.int64)) != total or int(f.max()) == total:
@@ -81,7 +82,7 @@ class FrequencyTable:
         return int((counts * cost_units(self.precision)[self.frequencies]).sum()) / UNITS
 
     def to_bytes(self) -> bytes:
-        """The row of a table bank: 16 bytes of 8 bits, or 384 bytes of 12 bits, two frequencies in three bytes."""
+        """The row of a table bank: frequencies of 8 bits, or of 12 bits, two in three bytes."""
         if self.precision == 8:
             return self.frequencies.astype(np.uint8).tobytes()
         pairs = self.frequencies.astype(np.uint32).reshape(-1, 2)
@@ -89,20 +90,21 @@ class FrequencyTable:
         return words.astype("<u4").view(np.uint8).reshape(-1, 4)[:, :3].tobytes()
 
     @classmethod
-    def from_bytes(cls, data: bytes, symbols: int) -> FrequencyTable:
+    def from_bytes(cls, data: bytes, symbols: int, precision: int | None = None) -> FrequencyTable:
         """Read a row of a table bank for 16 or 256 symbols. Raises CorruptionError for any but a valid table."""
-        if len(data) != symbols * PRECISION[symbols] // 8:
-            want = symbols * PRECISION[symbols] // 8
+        precision = precision or PRECISION[symbols]
+        if len(data) != symbols * precision // 8:
+            want = symbols * precision // 8
             raise CorruptionError(f"a frequency table of {symbols} symbols has {want} bytes, got {len(data)}")
-        return cls(parse_frequencies(data, symbols)[0], PRECISION[symbols])
+        return cls(parse_frequencies(data, symbols, precision)[0], precision)
 
 
-def parse_frequencies(bank: Buffer, symbols: int) -> NDArray[np.uint16]:
+def parse_frequencies(bank: Buffer, symbols: int, precision: int | None = None) -> NDArray[np.uint16]:
     """The rows of a table bank for 16 or 256 symbols, as uint16 `[rows, symbols]`.
 
     Raises CorruptionError naming the first row that is not a valid table.
     """
-    precision = PRECISION[symbols]
+    precision = precision or PRECISION[symbols]
     rows = read_only(bank).reshape(-1, symbols * precision // 8)
     if precision == 8:
         frequencies = rows.astype(np.uint16)

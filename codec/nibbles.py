@@ -1,76 +1,109 @@
-"""Tables for a run that is coded by nibbles, found without counting all its bytes: that would take as long as coding them."""
+"""A run that is coded by nibbles: all its chunks in a few compiled calls, whose time is that of the bare kernels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .ans import ANS16, ANS256
-from .model import PRECISION, UNITS, FrequencyTable, cost_units, log_steps, log_units
+from .ans import ANS16, ANS256, encoded_bound
+from .model import PRECISION, UNITS, cost_units, log_steps, log_units
 from .run_map import RunMap
+from .scratch import scratch
 
 WORTH_BYTES = 0.002  # share of the size that coding nibbles by pairs must save: vector kernels are slower at it
 _DOUBTFUL = WORTH_BYTES / 2  # share that they must promise in a sample, before everything is counted
-# A sample: 8 KB in 16 pieces, of chunks that are at least twice as large. Chance moves what pairs seem to save by 0.03 %.
-_PIECES, _PIECE = 16, 512
 # In units: a table of nibbles, a table of bytes, and a value of a byte in a sample. The counts of a sample vary by chance,
 # which makes them look as if a table of bytes would save half a nat for each value.
 _PRICES = np.array([8 * ANS16.table_nbytes * UNITS, 8 * ANS256.table_nbytes * UNITS, round(0.7213 * UNITS)], np.int64)
+_PIECE_NBYTES = 1 << 18  # of packed codes, for a thread
+
+Piece = tuple[int, int]
 
 
-def nibble_tables(buffers: Sequence[NDArray[np.uint8]], run: RunMap) -> list[FrequencyTable | None] | None:
-    """The tables that code each chunk of a run by nibbles (ans16): its own or one that several share, what is cheaper.
+def nibble_tables(
+    packed: NDArray[np.uint8], bounds: NDArray[np.int64], run: RunMap, pairs: bool = True
+) -> NDArray[np.uint16] | None:
+    """Frequencies that code each chunk of a run by nibbles: its own, or those that several share, what is cheaper.
 
-    buffers: packed chunks, read-only, none empty. A chunk whose bytes are all the same gets None for a table. The result is
-    None if pairs of nibbles, coded as bytes, might save more than WORTH_BYTES of the size.
+    packed: read-only; chunk i is its bytes `bounds[i] .. bounds[i + 1] - 1`, at least one. Returns uint16 `[chunks, 16]`,
+    zeros for a chunk whose bytes are all the same; or None if pairs of nibbles, coded as bytes, might save more than
+    WORTH_BYTES of the size, and `pairs` says that they may be coded so.
     """
-    counts, samples = np.zeros((len(buffers), 16), np.int64), np.zeros((len(buffers), 256), np.int64)
-    coded = [i for i, varied in enumerate(run(_Count(buffers, counts, samples), range(len(buffers)))) if varied]
-    tables: list[FrequencyTable | None] = [None] * len(buffers)
-    if not coded:
-        return tables
-    sizes = np.array([buffers[i].size for i in coded], np.int64)
-    if len(coded) < len(buffers):
-        counts, samples = counts[coded], samples[coded]
-    frequencies = np.zeros((len(coded) + 1, 16), np.int64)
-    steps, units, fit = log_steps(PRECISION[16]), cost_units(PRECISION[16]), _kernels()[2]
-    by_nibbles, by_bytes = fit(counts, samples, sizes, steps, units, log_units(), _PRICES, frequencies)
-    if by_bytes < by_nibbles * (1 - _DOUBTFUL):
-        return None
-    rows = frequencies.astype(np.uint16)
-    rows.flags.writeable = False
-    for i, row in zip(coded, rows, strict=False):
-        tables[i] = FrequencyTable.trusted(row, PRECISION[16])
-    return tables
+    chunks, kernels = bounds.size - 1, _kernels()
+    counts, samples = np.zeros((chunks, 16), np.int64), np.zeros((chunks, 256), np.int64)
+    varied, frequencies = np.zeros(chunks, np.uint8), np.zeros((chunks, 16), np.uint16)
+
+    def survey(piece: Piece) -> None:
+        a, b = piece
+        kernels.survey(packed, bounds[a : b + 1], counts[a:b], samples[a:b], varied[a:b])
+
+    for _ in run(survey, _pieces(bounds, run)):
+        pass
+    by_nibbles, by_bytes = kernels.fit(bounds, counts, samples, varied, _costs(), frequencies)
+    frequencies.flags.writeable = False  # as those of a FrequencyTable: a kernel is compiled for each kind of array
+    return None if pairs and by_bytes < by_nibbles * (1 - _DOUBTFUL) else frequencies
 
 
-class _Count:
-    """Counts all nibbles of a chunk, and some of its bytes. Returns whether not all bytes are the same."""
+def encode_nibbles(
+    packed: NDArray[np.uint8],
+    bounds: NDArray[np.int64],
+    codes: list[int],
+    frequencies: NDArray[np.uint16],
+    room: NDArray[np.uint8],
+    finish: Callable[[int, int, int], Any],
+    run: RunMap,
+) -> list[Any]:
+    """Code the chunks of `nibble_tables` with the frequencies from there. Returns what `finish` made of each.
 
-    def __init__(
-        self, buffers: Sequence[NDArray[np.uint8]], nibbles: NDArray[np.int64], samples: NDArray[np.int64]
-    ) -> None:
-        self._buffers, self._nibbles, self._samples = buffers, nibbles, samples
-        self._count_nibbles, self._sample_bytes, _ = _kernels()
+    codes: number of codes in each chunk. room: uint8, as large as `packed`, for payloads, each where its chunk is in
+    `packed`. finish(chunk, streams, nbytes of its payload) is called in the thread that coded the chunk; nbytes is 0 if the
+    payload would not be smaller than the chunk, or its frequencies are 0.
+    """
+    streams = [ANS16.default_streams(n) for n in codes]
+    all_streams, nbytes = np.array(streams, np.int64), np.zeros(len(streams), np.int64)
+    bound = encoded_bound(int((bounds[1:] - bounds[:-1]).max()), max(streams))
 
-    def __call__(self, i: int) -> bool:
-        buffer, sample = self._buffers[i], self._samples[i]
-        self._count_nibbles(buffer, self._nibbles[i])
-        if buffer.size < 2 * _PIECES * _PIECE:
-            self._sample_bytes(buffer, 1, buffer.size, sample)
-        else:
-            self._sample_bytes(buffer, _PIECES, _PIECE, sample)
-        return bool(np.count_nonzero(sample) > 1 or (buffer != buffer[0]).any())
+    def encode(piece: Piece) -> list[Any]:
+        a, b = piece
+        _kernels().encode(
+            packed, bounds[a : b + 1], all_streams[a:b], frequencies[a:b], scratch(bound), room, nbytes[a:b]
+        )
+        return [finish(a + i, streams[a + i], n) for i, n in enumerate(nbytes[a:b].tolist())]
+
+    return [result for results in run(encode, _pieces(bounds, run)) for result in results]
+
+
+def _pieces(bounds: NDArray[np.int64], run: RunMap) -> list[Piece]:
+    """What is done in one call: chunks (first, behind the last), of about _PIECE_NBYTES if there may be several threads."""
+    if run is map or len(bounds) == 2:
+        return [(0, len(bounds) - 1)]
+    pieces, first = [], 0
+    starts = bounds.tolist()
+    for i, end in enumerate(starts[1:], 1):
+        if end - starts[first] >= _PIECE_NBYTES or i == len(starts) - 1:
+            pieces.append((first, i))
+            first = i
+    return pieces
+
+
+class _Kernels(NamedTuple):
+    survey: Callable[..., None]
+    fit: Callable[..., tuple[float, float]]
+    encode: Callable[..., None]
 
 
 @cache
-def _kernels() -> tuple[Callable[..., None], Callable[..., None], Callable[..., tuple[float, float]]]:
-    """Found once: an import in a function costs a microsecond, and a chunk takes a hundred."""
-    from .kernels.bits import sample_bytes
-    from .kernels.fit_nibbles import fit_nibbles
-    from .kernels.select import count_nibbles
+def _kernels() -> _Kernels:
+    from .kernels.nibble_run import fit
+    from .kernels.select import nibble_run
 
-    return count_nibbles(), sample_bytes, fit_nibbles
+    return _Kernels(nibble_run().survey, fit, nibble_run().encode)
+
+
+@cache
+def _costs() -> tuple[NDArray[Any], ...]:
+    return log_steps(PRECISION[16]), cost_units(PRECISION[16]), log_units(), _PRICES

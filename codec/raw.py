@@ -26,7 +26,7 @@ class RawCoder:
     def fit(self, counts: NDArray[np.int64]) -> None:
         return None
 
-    def default_streams(self, nbytes: int) -> int:
+    def default_streams(self, codes: int) -> int:
         return 0
 
     def encode(self, packed: Buffer, table: object, streams: int) -> NDArray[np.uint8]:

@@ -40,8 +40,8 @@ class Split8Coder:
     def fit(self, counts: NDArray[np.int64]) -> FrequencyTable:
         return FrequencyTable.from_counts(self.symbol_counts(counts), 8)
 
-    def default_streams(self, nbytes: int) -> int:
-        return ANS16.default_streams(-(-nbytes // 2))
+    def default_streams(self, codes: int) -> int:
+        return ANS16.default_streams(codes)
 
     def encode(self, packed: Buffer, table: object, streams: int) -> NDArray[np.uint8]:
         source, frequencies = read_only(packed), frequencies_of(table, 16, self.name)

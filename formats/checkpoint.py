@@ -35,7 +35,6 @@ _MAX_INDEX_SIZE = 200_000_000
 _MAGIC = (
     (b"PK\x03\x04", "a PyTorch (zip) file"),
     (b"\x80\x02", "a PyTorch (pickle) file"),
-    (b"GGUF", "a GGUF file"),
     (b"\x89HDF", "an HDF5 file"),
 )
 
@@ -45,7 +44,7 @@ class Checkpoint:
     """The files of a checkpoint. All paths are absolute or relative as the path that was opened.
 
     root: the file or folder that was opened. files: weights, sorted by name, each `.safetensors` or `.qzc` (`is_qzc`
-    tells, the name does not). side_files: config, tokenizer and the like, also in subfolders, to be copied unchanged.
+    tells, the name does not), or one `.gguf`. side_files: config, tokenizer and the like, also in subfolders, to be copied unchanged.
     skipped: files that are left behind: weights in other formats or of other variants, things that are not files.
     index: the JSON of `index_file` where the folder has one; its `weight_map` has been compared with the files.
     """
@@ -70,7 +69,7 @@ def open_checkpoint(path: str | os.PathLike[str], prefer: Kind | None = None) ->
     Hidden files and folders (`.git`, `.cache`) are not looked at. In a folder the headers of all weight files are read.
 
     Raises FileAccessError, InvalidArgumentError (a folder without weights, two candidates), UnsupportedError (PyTorch,
-    GGUF ...), CorruptionError (a bad index, a shard or tensor that is missing or there twice).
+    HDF5 ...), CorruptionError (a bad index, a shard or tensor that is missing or there twice).
     """
     root = Path(path)
     with naming_os_errors(root, "read"):
@@ -103,6 +102,8 @@ def _open_folder(root: Path, index_file: Path | None, prefer: Kind | None) -> Ch
     top = [path for path in files if path.parent == root]
     indexes = [path for path in top if _INDEX.fullmatch(path.name) and path.is_file()]
     weights = [path for path in top if path.name.endswith(WEIGHT_SUFFIXES) and path.is_file()]
+    if not weights and not indexes and prefer != "qzc":
+        weights = _only_gguf(root, top)
     index_file = index_file or _choose_index(root, indexes, prefer)
     index, shards = (None, _of_kind(weights, prefer)) if index_file is None else _read_index(index_file)
     if not shards:
@@ -118,6 +119,14 @@ def _open_folder(root: Path, index_file: Path | None, prefer: Kind | None) -> Ch
         other = other or (path.parent in of_their_own and _matches(path, _TORCH))
         (skipped if other or not path.is_file() else side_files).append(path)
     return Checkpoint(root, tuple(shards), tuple(side_files), tuple(skipped), index, index_file)
+
+
+def _only_gguf(root: Path, top: list[Path]) -> list[Path]:
+    """The one GGUF file of a folder without other weights; many are the same model in several sizes."""
+    found = [path for path in top if path.name.endswith(".gguf") and path.is_file()]
+    if len(found) > 1:
+        raise InvalidArgumentError(f"{root}: has {len(found)} GGUF files; give the path of the one you mean")
+    return found
 
 
 def _walk(root: Path) -> Iterator[Path]:
@@ -139,9 +148,9 @@ def _no_weights(root: Path, top: list[Path]) -> NoReturn:
     foreign = [path.name for path in top if _matches(path, (*_TORCH, *_OTHER_FORMATS))]
     if foreign:
         raise UnsupportedError(
-            f"{root}: no .safetensors or .qzc file, but {foreign[0]}; convert it to safetensors first"
+            f"{root}: no .safetensors, .gguf or .qzc file, but {foreign[0]}; convert it to safetensors first"
         )
-    raise InvalidArgumentError(f"{root}: the folder has no weights (no .safetensors or .qzc file)")
+    raise InvalidArgumentError(f"{root}: the folder has no weights (no .safetensors, .gguf or .qzc file)")
 
 
 def _of_kind(weights: list[Path], prefer: Kind | None) -> list[Path]:
@@ -210,6 +219,8 @@ def _check_tensors(shards: list[Path], index: dict[str, Any] | None, index_file:
     places: dict[str, Path] = {}
     for path in shards:
         _refuse_foreign(path)
+        if path.name.endswith(".gguf"):
+            continue  # the only one
         for name in tensor_names(read_file_header(path)):
             if name in places:
                 advice = "" if index else "; give the path of one file, or add an index"

@@ -17,6 +17,7 @@ from ..codec.errors import CorruptionError, InvalidArgumentError, TruncationErro
 from .access import naming_os_errors, open_input
 from .dtypes import DTYPE_BITS
 
+MAX_DTYPE = 64  # characters
 MAX_HEADER_SIZE = 100_000_000  # the safetensors library's own limit
 _MAX_ENTRY = 1 << 14  # characters of one tensor's entry: no array library has room for so many dimensions
 _LIMIT = 1 << 63
@@ -249,7 +250,7 @@ def _checked(name: str, entry: dict[str, Any], path: str) -> Member:
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if type(dtype) is not str:
         fail("dtype is not a string")
-    if len(dtype) > 64 or not dtype.isascii() or not dtype.isprintable():
+    if len(dtype) > MAX_DTYPE or not dtype.isascii() or not dtype.isprintable():
         fail("dtype is not a plain name")
     for what, numbers in (("shape", shape), ("data_offsets", offsets)):
         if type(numbers) is not list:

@@ -1,26 +1,36 @@
-"""What a `.qzc` file is made of: member names, metadata keys and their JSON (SPEC sections 1 to 3)."""
+"""What a `.qzc` file is made of: member names, metadata keys and their JSON (SPEC sections 1 to 4)."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from math import prod
-from typing import Any, NoReturn, cast
+from typing import Any, Literal, NoReturn, cast
 
 from ..codec.errors import CorruptionError, UnsupportedError
+from ..codec.records import Records
+from ..codec.small_records import ROTATABLE
 from ..codec.tensor import QuantizationArgs
+from .dtypes import DTYPE_BITS
+from .header import MAX_DTYPE
 
 FORMAT = "qzc"
-VERSION = "0.1"
+VERSION = "0.2"
 CHECKSUMS = "qzc.checksums"
-BANK_ROW_NBYTES = {"ans16": 16, "ans256": 384, "huffman": 128}
+CHUNKS = "qzc.chunks"
+REST, OFFSETS = "qzc.source.rest", "qzc.source.offsets"
+BANK_ROW_NBYTES = {"ans16": 16, "ans256": 384, "huffman": 128, "escape16": 32, "short16": 24}
 """Bytes of a table of each bank, in the order of the banks in a file."""
+QUANTIZED_DTYPES = ("F64", "F32", "F16", "BF16")
+"""What a quantized tensor can have been before: the dtypes that it can be turned back into."""
 SCALE_DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
-CODED_DTYPES = ("F64", "F32", "F16", "BF16")
-"""What a coded tensor can have been before quantization: the dtypes that it can be turned back into."""
+MAX_PALETTE = 256
 
 _MAX_ELEMENTS = 1 << 48  # above any tensor, and below where sizes in bits leave 64 bits
 _MAX_DIMENSIONS = 64  # NumPy's limit
+_MAX_NBYTES = 1 << 48
+_SOURCE_KINDS = ("safetensors", "gguf")
 
 
 def bank_member(bank: str) -> str:
@@ -28,7 +38,7 @@ def bank_member(bank: str) -> str:
 
 
 def part(name: str, what: str) -> str:
-    """The member that holds one part of a coded tensor: `payload`, `chunks`, `scale`, `row_class`, `column_class`."""
+    """The member that holds one part of a coded tensor: `payload`, `row_class`, `column_class`."""
     return f"{name}.qzc.{what}"
 
 
@@ -39,43 +49,70 @@ def is_reserved(name: str) -> bool:
 
 @dataclass(frozen=True)
 class CodedTensor:
-    """What the header says of a coded tensor: dtype and shape before quantization, and its grid."""
+    """What the header says of a coded tensor.
+
+    dtype, shape: before coding. args: its grid, None if it is lossless. records: how its scales, or the bytes of a lossless
+    tensor, are split. nbytes, palette, base: of lossless tensors only: their size, how many values they have (0: these are
+    not listed), and the XXH3-64 of the base's tensor that their deltas refer to (None: they have none).
+    """
 
     dtype: str
     shape: tuple[int, ...]
-    args: QuantizationArgs
+    args: QuantizationArgs | None
+    records: Records
+    nbytes: int = 0
+    palette: int = 0
+    base: int | None = None
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """The file that a `.qzc` was packed from, for restoring it byte by byte. xxh3: XXH3-64 of all its bytes."""
+
+    kind: Literal["safetensors", "gguf"]
+    nbytes: int
+    xxh3: int
 
 
 @dataclass(frozen=True)
 class Profile:
-    """The decoded `__metadata__` of a `.qzc` file."""
+    """The decoded `__metadata__` of a `.qzc` file. base: free text about the base of its deltas, by key."""
 
     coded: dict[str, CodedTensor]
     ties: dict[str, str]
     source_metadata: dict[str, str] | None
     writer: str
+    source_file: SourceFile | None = None
+    base: dict[str, str] = field(default_factory=dict)
 
     def to_metadata(self) -> dict[str, str]:
         """The strings that go into `__metadata__`; the same profile gives the same strings."""
-        grids: list[QuantizationArgs] = []
-        coded: dict[str, Any] = {}
-        for name in sorted(self.coded):
-            tensor = self.coded[name]
-            if tensor.args not in grids:
-                grids.append(tensor.args)
-            coded[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "grid": grids.index(tensor.args)}
+        names = sorted(self.coded)
+        grids = _unique_in_order(self.coded[name].args for name in names if self.coded[name].args)
+        records = _unique_in_order(self.coded[name].records for name in names)
+        coded = {name: _entry(self.coded[name], grids, records) for name in names}
         metadata = {"format": FORMAT, "qzc.version": VERSION, "qzc.writer": self.writer, "qzc.coded": _dump(coded)}
         if grids:
             metadata["qzc.grids"] = _dump([asdict(grid) for grid in grids])
+        if records:
+            metadata["qzc.records"] = _dump([_records_json(item) for item in records])
         if self.ties:
             metadata["qzc.ties"] = _dump(dict(sorted(self.ties.items())))
         if self.source_metadata is not None:
             metadata["qzc.source"] = _dump(dict(sorted(self.source_metadata.items())))
+        if self.source_file is not None:
+            source = self.source_file
+            metadata["qzc.source_file"] = _dump(
+                {"kind": source.kind, "nbytes": source.nbytes, "xxh3": _hex(source.xxh3)}
+            )
+        if self.base:
+            metadata["qzc.base"] = _dump(dict(sorted(self.base.items())))
         return metadata
 
     def grids_by_name(self) -> str:
-        """JSON: the grid of every coded tensor under its name, for files that hold the integers in plain tensors."""
-        return _dump({name: asdict(self.coded[name].args) for name in sorted(self.coded)})
+        """JSON: the grid of every quantized tensor under its name, for files that hold the integers in plain tensors."""
+        grids = {name: tensor.args for name, tensor in sorted(self.coded.items()) if tensor.args}
+        return _dump({name: asdict(args) for name, args in grids.items()})
 
     @classmethod
     def from_metadata(cls, metadata: dict[str, str], path: str) -> Profile:
@@ -88,14 +125,58 @@ class Profile:
         if "qzc.writer" not in metadata:
             raise CorruptionError(f"{path}: metadata has no qzc.writer")
         grids = [_grid(value, path) for value in _load(metadata, "qzc.grids", list, path)]
+        records = [_records(value, path) for value in _load(metadata, "qzc.records", list, path)]
         coded = {
-            name: _coded(name, value, grids, path) for name, value in _load(metadata, "qzc.coded", dict, path).items()
+            name: _coded(name, value, grids, records, path)
+            for name, value in _load(metadata, "qzc.coded", dict, path).items()
         }
         ties = _strings(_load(metadata, "qzc.ties", dict, path), "qzc.ties", path)
         source = None
         if "qzc.source" in metadata:
             source = _strings(_load(metadata, "qzc.source", dict, path), "qzc.source", path)
-        return cls(coded, ties, source, metadata["qzc.writer"])
+        source_file = None
+        if "qzc.source_file" in metadata:
+            source_file = _source_file(_load(metadata, "qzc.source_file", dict, path), path)
+            if any(tensor.args for tensor in coded.values()):
+                raise CorruptionError(f"{path}: qzc.source_file beside quantized tensors, which cannot be restored")
+        base = _strings(_load(metadata, "qzc.base", dict, path), "qzc.base", path)
+        if ("qzc.base" in metadata) != any(tensor.base is not None for tensor in coded.values()):
+            raise CorruptionError(f"{path}: metadata must have qzc.base where tensors have a base, and only there")
+        return cls(coded, ties, source, metadata["qzc.writer"], source_file, base)
+
+
+def _unique_in_order(items: Iterable[Any]) -> list[Any]:
+    return list(dict.fromkeys(items))
+
+
+def _entry(tensor: CodedTensor, grids: list[QuantizationArgs], records: list[Records]) -> dict[str, Any]:
+    entry: dict[str, Any] = {"dtype": tensor.dtype, "shape": list(tensor.shape)}
+    index = records.index(tensor.records)
+    if tensor.args:
+        return {**entry, "grid": grids.index(tensor.args), "scale": index}
+    entry["records"] = index
+    if _implied_nbytes(tensor.dtype, tensor.shape) is None:
+        entry["nbytes"] = tensor.nbytes
+    if tensor.palette:
+        entry["palette"] = tensor.palette
+    if tensor.base is not None:
+        entry["base"] = _hex(tensor.base)
+    return entry
+
+
+def _records_json(records: Records) -> dict[str, Any]:
+    interleave = None if records.interleave is None else list(records.interleave)
+    return {"fields": [list(item) for item in records.fields], "rotate": records.rotate, "interleave": interleave}
+
+
+def _hex(value: int) -> str:
+    return f"{value:016x}"
+
+
+def _implied_nbytes(dtype: str, shape: tuple[int, ...]) -> int | None:
+    """The size of a tensor of a known dtype; None if the dtype is unknown or the elements do not fill whole bytes."""
+    bits = DTYPE_BITS.get(dtype)
+    return None if bits is None or prod(shape) * bits % 8 else prod(shape) * bits // 8
 
 
 def _dump(value: Any) -> str:
@@ -162,19 +243,89 @@ def _grid(value: Any, path: str) -> QuantizationArgs:
         raise CorruptionError(f"{path}: bad grid: {error}") from None
 
 
-def _coded(name: str, value: Any, grids: list[QuantizationArgs], path: str) -> CodedTensor:
-    if not isinstance(value, dict) or not {"dtype", "shape", "grid"} <= value.keys():
-        raise CorruptionError(f"{path}: coded tensor {name!r} needs dtype, shape and grid")
-    dtype, shape, grid = value["dtype"], value["shape"], value["grid"]
-    if dtype not in CODED_DTYPES:
-        raise CorruptionError(
-            f"{path}: coded tensor {name!r} has dtype {_shown(dtype)}, not one of {', '.join(CODED_DTYPES)}"
-        )
+def _records(value: Any, path: str) -> Records:
+    if not isinstance(value, dict) or not {"fields", "rotate", "interleave"} <= value.keys():
+        raise CorruptionError(f"{path}: a record must have the keys fields, interleave, rotate")
+    fields, rotate, interleave = value["fields"], value["rotate"], value["interleave"]
+    pairs = [*fields, *([] if interleave is None else [interleave])] if isinstance(fields, list) else [None]
+    if not all(isinstance(pair, list) and len(pair) == 2 and all(map(_whole, pair)) for pair in pairs):
+        raise CorruptionError(f"{path}: fields and interleave of a record must be pairs of whole numbers")
+    if not isinstance(rotate, bool):
+        raise CorruptionError(f"{path}: rotate of a record must be true or false")
+    try:
+        lanes = None if interleave is None else (interleave[0], interleave[1])
+        return Records(tuple((bits, count) for bits, count in fields), rotate, lanes)
+    except ValueError as error:
+        raise CorruptionError(f"{path}: bad record: {error}") from None
+
+
+def _source_file(value: dict[str, Any], path: str) -> SourceFile:
+    kind, nbytes = value.get("kind"), value.get("nbytes")
+    if not isinstance(kind, str) or kind not in _SOURCE_KINDS:
+        raise CorruptionError(f"{path}: qzc.source_file is of the unknown kind {_shown(kind)}")
+    if not _whole(nbytes) or not 0 <= cast("int", nbytes) < _MAX_NBYTES:
+        raise CorruptionError(f"{path}: qzc.source_file has an impossible size")
+    return SourceFile(cast("Any", kind), cast("int", nbytes), _xxh3(value.get("xxh3"), "qzc.source_file", path))
+
+
+def _xxh3(value: Any, what: str, path: str) -> int:
+    if not isinstance(value, str) or len(value) != 16 or not set(value) <= set("0123456789abcdef"):
+        raise CorruptionError(f"{path}: the XXH3 of {what} must be 16 hexadecimal digits")
+    return int(value, 16)
+
+
+def _coded(name: str, value: Any, grids: list[QuantizationArgs], records: list[Records], path: str) -> CodedTensor:
+    where = f"{path}: coded tensor {name!r}"
+    if (
+        not isinstance(value, dict)
+        or not {"dtype", "shape"} <= value.keys()
+        or ("grid" in value) == ("records" in value)
+    ):
+        raise CorruptionError(f"{where} needs dtype, shape and either grid or records")
+    foreign = sorted(value.keys() & ({"nbytes", "palette", "base"} if "grid" in value else {"scale"}))
+    if foreign:
+        raise CorruptionError(f"{where} has {foreign[0]}, which only tensors of the other kind have")
+    dtype, shape = value["dtype"], value["shape"]
     if not isinstance(shape, list) or not all(_whole(d) and d >= 0 for d in shape):
-        raise CorruptionError(f"{path}: coded tensor {name!r} has a shape that is not a list of sizes")
+        raise CorruptionError(f"{where} has a shape that is not a list of sizes")
     # Dimensions of 0 are left out of the product: libraries multiply the others even where a tensor is empty.
     if len(shape) > _MAX_DIMENSIONS or prod(d or 1 for d in shape) >= _MAX_ELEMENTS:
-        raise CorruptionError(f"{path}: coded tensor {name!r} has an impossible shape")
-    if not _whole(grid) or not 0 <= grid < len(grids):
-        raise CorruptionError(f"{path}: coded tensor {name!r} names grid {_shown(grid)} of {len(grids)}")
-    return CodedTensor(dtype, tuple(shape), grids[grid])
+        raise CorruptionError(f"{where} has an impossible shape")
+    if "records" in value:
+        return _lossless(where, value, records, path)
+    if dtype not in QUANTIZED_DTYPES:
+        raise CorruptionError(f"{where} has dtype {_shown(dtype)}, not one of {', '.join(QUANTIZED_DTYPES)}")
+    args = grids[_number(where, value, "grid", len(grids))]
+    scale = records[_number(where, value, "scale", len(records))]
+    if scale.nbytes != DTYPE_BITS[SCALE_DTYPES[args.scale_dtype]] // 8 or scale.interleave:
+        raise CorruptionError(f"{where} has scales of {args.scale_dtype}, which its records do not fit")
+    return CodedTensor(dtype, tuple(shape), args, scale)
+
+
+def _lossless(where: str, value: dict[str, Any], records: list[Records], path: str) -> CodedTensor:
+    dtype, shape = value["dtype"], tuple(value["shape"])
+    if not isinstance(dtype, str) or len(dtype) > MAX_DTYPE or not dtype.isascii() or not dtype.isprintable():
+        raise CorruptionError(f"{where} has a dtype that is no short name")
+    split = records[_number(where, value, "records", len(records))]
+    implied = _implied_nbytes(dtype, shape)
+    if (implied is None) != ("nbytes" in value):
+        raise CorruptionError(f"{where} must say nbytes if dtype and shape do not, and only then")
+    nbytes = value["nbytes"] if implied is None else implied
+    if not _whole(nbytes) or not 0 <= nbytes < _MAX_NBYTES:
+        raise CorruptionError(f"{where} has an impossible size")
+    palette = 0
+    if "palette" in value:
+        palette = _number(where, value, "palette", MAX_PALETTE + 1)
+        if not palette or split.nbytes not in ROTATABLE or split != Records(((8, split.nbytes),)) or "base" in value:
+            raise CorruptionError(f"{where} has a palette that does not fit")
+    if nbytes % split.span:
+        raise CorruptionError(f"{where} has {nbytes} bytes, which are no whole number of its records")
+    base = _xxh3(value["base"], "a base", path) if "base" in value else None
+    return CodedTensor(dtype, shape, None, split, nbytes, palette, base)
+
+
+def _number(where: str, value: dict[str, Any], key: str, count: int) -> int:
+    number = value.get(key)
+    if not _whole(number) or not 0 <= cast("int", number) < count:
+        raise CorruptionError(f"{where}: {key} is {_shown(number)}, not below {count}")
+    return cast("int", number)

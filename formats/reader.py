@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import mmap
+import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from math import prod
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
@@ -14,35 +15,55 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from ..codec.batch import CodedPlanes, run_tasks
-from ..codec.chunk_index import PAYLOAD_START, read_chunk_index
-from ..codec.chunks import CHUNK_DTYPE
-from ..codec.code_order import run_sizes
+from ..codec.batch import CodedFile, WholePlane, plan_tasks, run_tasks
+from ..codec.chunk_index import PAYLOAD_START, Extent, read_chunk_index
 from ..codec.coder import CODERS
-from ..codec.decoding import Decoding, check_chunk, decoding
+from ..codec.decoding import CodedBytes, CodedGrid, Decoding, bytes_decoding, check_chunk, decode, grid_decoding
 from ..codec.errors import CorruptionError, InvalidArgumentError, UnsupportedError
-from ..codec.tensor import QuantizationArgs, QuantizedTensor, matrix_shape
+from ..codec.planes import Plane, byte_planes, grid_planes
+from ..codec.tensor import QuantizationArgs, QuantizedTensor, packed_nbytes
 from .access import naming_os_errors, open_input, read_ahead, release_pages
 from .dtypes import numpy_dtype
 from .header import Member, read_header
-from .profile import BANK_ROW_NBYTES, CHECKSUMS, SCALE_DTYPES, CodedTensor, Profile, bank_member, is_reserved, part
+from .members import check_members
+from .profile import (
+    BANK_ROW_NBYTES,
+    CHECKSUMS,
+    CHUNKS,
+    OFFSETS,
+    REST,
+    CodedTensor,
+    Profile,
+    bank_member,
+    is_reserved,
+    part,
+)
 
 if TYPE_CHECKING:
     from ..codec.run_map import RunMap
 
 MAX_DIMENSIONS = 64  # NumPy's limit
-PARTS = ("payload", "chunks", "scale", "row_class", "column_class")
+PARTS = ("payload", "row_class", "column_class")
+
+Base = Callable[[str], NDArray[np.uint8]]
+"""Gives the bytes of a tensor of the checkpoint that deltas refer to: uint8 `[n]`."""
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What the header says of a tensor. `stored` maps each part (payload, chunks, scale ..; data) to its bytes."""
+    """What the header says of a tensor.
+
+    args: its grid, None if it was not quantized. stored: the bytes of each part (payload, row_class ..; data). coding:
+    "quantized", "lossless" (entropy-coded bit for bit) or "plain" (as it is). delta: whether it needs a base.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     args: QuantizationArgs | None
     stored: dict[str, int]
+    coding: str = "plain"
+    delta: bool = False
     tied_to: str | None = None
 
     @property
@@ -54,12 +75,14 @@ class TensorInfo:
 class Reader:
     """An open `.qzc` file. Header, metadata and their checksums are checked at once, all else when it is read.
 
+    base: gives the bytes of the tensors that deltas refer to; without it tensors that have a base cannot be read.
     Raises FileAccessError, CorruptionError (TruncationError), UnsupportedError. Safe to use from several threads.
     """
 
-    def __init__(self, source: str | Path | BinaryIO) -> None:
+    def __init__(self, source: str | Path | BinaryIO, base: Base | None = None) -> None:
         self.path = str(source if isinstance(source, str | Path) else getattr(source, "name", "file"))
         self._buffer = _map(source, self.path)
+        self._base = base
         try:
             self.file_size = len(self._buffer)
             self._view: memoryview | None = memoryview(self._buffer)
@@ -71,7 +94,7 @@ class Reader:
             if self._data_start % PAYLOAD_START:
                 raise CorruptionError(f"{self.path}: the header is not padded to a multiple of {PAYLOAD_START} bytes")
             self._checksums = self._read_checksums(self._view)
-            self._check_members()
+            check_members(self._members, self.profile, self.path)
         except BaseException:
             self.close()
             raise
@@ -93,9 +116,11 @@ class Reader:
         if target in self.profile.coded:
             coded = self.profile.coded[target]
             stored = {p: self._members[part(target, p)].nbytes for p in PARTS if part(target, p) in self._members}
-            return TensorInfo(name, coded.dtype, coded.shape, coded.args, stored, tied_to)
+            coding = "quantized" if coded.args else "lossless"
+            delta = coded.base is not None
+            return TensorInfo(name, coded.dtype, coded.shape, coded.args, stored, coding, delta, tied_to)
         member = self._members[target]
-        return TensorInfo(name, member.dtype, member.shape, None, {"data": member.nbytes}, tied_to)
+        return TensorInfo(name, member.dtype, member.shape, None, {"data": member.nbytes}, tied_to=tied_to)
 
     def resolve(self, name: str) -> str:
         """The name under which a tensor is stored. Raises InvalidArgumentError for an unknown name."""
@@ -106,40 +131,76 @@ class Reader:
 
     @property
     def overhead(self) -> dict[str, int]:
-        """Bytes that belong to no tensor: header, table banks, checksums. With all `stored` they make the file."""
-        tables = sum(self._members[m].nbytes for m in map(bank_member, BANK_ROW_NBYTES) if m in self._members)
-        return {"header": self._data_start, "tables": tables, "checksums": self._members[CHECKSUMS].nbytes}
+        """Bytes that belong to no tensor: header, chunk index, table banks .. With all `stored` they make the file."""
+        groups = {
+            "header": self._data_start,
+            "index": self._nbytes(CHUNKS),
+            "tables": sum(self._nbytes(bank_member(bank)) for bank in BANK_ROW_NBYTES),
+            "checksums": self._nbytes(CHECKSUMS),
+        }
+        source = self._nbytes(REST) + self._nbytes(OFFSETS)
+        return {**groups, "source": source} if source else groups
+
+    def _nbytes(self, member: str) -> int:
+        return self._members[member].nbytes if member in self._members else 0
 
     # ------------------------------------------------------------------------------------------ reading
-    def uncoded(self, name: str) -> NDArray[Any]:
-        """A read-only view of a tensor that is stored as it is, its checksum compared.
+    def array(self, name: str, rows: slice | None = None, run: RunMap = map) -> NDArray[Any]:
+        """A tensor that is not quantized: a read-only view of the file where it is stored as it is, else fresh memory.
 
-        Has the tensor's dtype and shape; dtypes unknown to numpy give uint8 [bytes].
+        Has the tensor's dtype and shape; dtypes unknown to numpy give uint8 [bytes]. rows: a range of dimension 0.
         """
-        member, data = self._members[self._stored(name, coded=False)], self.raw(name)
-        dtype = numpy_dtype(member.dtype)
-        if dtype is None:
-            return data
-        if len(member.shape) > MAX_DIMENSIONS:
-            raise UnsupportedError(
-                f"{self.path}: tensor {name!r} has {len(member.shape)} dimensions; NumPy has at most {MAX_DIMENSIONS}"
-            )
-        return data.view(dtype).reshape(member.shape)
+        array: NDArray[Any] = decode([self.array_decoding(name, rows)], run)[0]
+        return array
 
-    def raw(self, name: str) -> NDArray[np.uint8]:
-        """The bytes of a tensor that is stored as it is: a read-only view, uint8 [bytes], its checksum compared."""
-        return np.frombuffer(self._checked(self._stored(name, coded=False)), np.uint8)
+    def array_decoding(self, name: str, rows: slice | None = None) -> Decoding:
+        """What `array` has to do for a tensor that is not quantized."""
+        info = self.info(name)
+        target, dtype = self._stored(name, quantized=False), numpy_dtype(info.dtype)
+        span, shape = None, info.shape
+        if len(shape) > MAX_DIMENSIONS and dtype is not None:
+            raise UnsupportedError(
+                f"{self.path}: tensor {name!r} has {len(shape)} dimensions; NumPy has at most {MAX_DIMENSIONS}"
+            )
+        if rows is not None:
+            if dtype is None:
+                raise InvalidArgumentError(f"tensor {name!r} has dtype {info.dtype}: its rows cannot be cut")
+            start, stop = self.row_range(name, rows)
+            row = self.tensor_nbytes(name) // shape[0] if shape[0] else 0
+            span, shape = (start * row, stop * row), (stop - start, *shape[1:])
+
+        def view(data: NDArray[np.uint8]) -> NDArray[Any]:
+            return data if dtype is None else data.view(dtype).reshape(shape)
+
+        if target not in self.profile.coded:
+            data = self.raw(target)
+            return Decoding((), list, lambda: view(data if span is None else data[span[0] : span[1]]))
+        decoding = bytes_decoding(self._bytes(target), span)
+        return Decoding(decoding.parts, decoding.jobs, lambda: view(decoding.finish()))
+
+    def raw(self, name: str, run: RunMap = map) -> NDArray[np.uint8]:
+        """The bytes of a tensor that is not quantized, uint8 [bytes], checked: a view of the file where it has them."""
+        target = self._stored(name, quantized=False)
+        if target in self.profile.coded:
+            data: NDArray[np.uint8] = decode([bytes_decoding(self._bytes(target))], run)[0]
+            return data
+        return np.frombuffer(self._checked(target), np.uint8)
+
+    def tensor_nbytes(self, name: str) -> int:
+        """Bytes of a tensor that is not quantized, decoded."""
+        target = self._stored(name, quantized=False)
+        coded = self.profile.coded.get(target)
+        return coded.nbytes if coded else self._members[target].nbytes
 
     def quantized(self, name: str, rows: slice | None = None, run: RunMap = map) -> QuantizedTensor:
-        """Decode a coded tensor, or a range of its rows (dimension 0), reading only the chunks that hold them."""
-        decoding = self.decoding(name, rows)
-        run_tasks(decoding.tasks, run)
-        return decoding.finish()
+        """Decode a quantized tensor, or a range of its rows (dimension 0), reading only the chunks that hold them."""
+        tensor: QuantizedTensor = decode([self.decoding(name, rows)], run)[0]
+        return tensor
 
     def decoding(self, name: str, rows: slice | None = None, out: NDArray[np.uint8] | None = None) -> Decoding:
-        """The tasks that decode a coded tensor into fresh memory, or into `out` (uint8 [packed bytes])."""
-        planes = self.planes(name)
-        return decoding(planes, None if rows is None else self.row_range(name, rows), out)
+        """What it takes to decode a quantized tensor into fresh memory, or into `out` (uint8 [packed bytes])."""
+        span = None if rows is None else self.row_range(name, rows)
+        return grid_decoding(self._grid(self._stored(name, quantized=True)), span, out)
 
     def row_range(self, name: str, rows: slice) -> tuple[int, int]:
         """Start and stop of a slice of dimension 0. Raises InvalidArgumentError for steps and 0-d tensors."""
@@ -151,62 +212,91 @@ class Reader:
             raise InvalidArgumentError("a range of rows must have step 1")
         return start, max(start, stop)
 
-    def planes(self, name: str, *, verify: bool = True) -> CodedPlanes:
-        """A coded tensor ready for decoding: its chunk index checked, its scale and class maps read."""
-        name = self._stored(name, coded=True)
-        coded, payload = self.profile.coded[name], self._members[part(name, "payload")]
-        rows, columns = matrix_shape(coded.shape)
-        row_class, column_class = self._classes(name, "row_class"), self._classes(name, "column_class")
-        scale = self._members[part(name, "scale")]
-        where = f"{self.path}: tensor {name!r}"
-        zero_points = prod(scale.shape)
-        index = read_chunk_index(
-            self._checked(part(name, "chunks")),
-            [
-                run_sizes(rows, columns, row_class, column_class),
-                [zero_points] if zero_points and not coded.args.symmetric else [],
-            ],
-            coded.args.storage_bits,
-            payload_start=self._data_start + payload.begin,
-            payload_nbytes=payload.nbytes,
-            bank_sizes={bank: self._bank_rows(bank) for bank in BANK_ROW_NBYTES},
-            where=where,
-        )
-        return CodedPlanes(
-            shape=coded.shape,
-            dtype=coded.dtype,
-            args=coded.args,
-            scale=np.frombuffer(bytes(self._checked(scale.name)), numpy_dtype(scale.dtype)).reshape(scale.shape),
-            index=index,
-            payload=np.frombuffer(self._view_of(payload), np.uint8),
-            bank=self._bank,
-            row_class=row_class,
-            column_class=column_class,
-            where=where,
-            verify=verify,
-        )
+    def chunks(self, name: str) -> tuple[range, tuple[Plane, ...], int]:
+        """The chunks of a coded tensor in `index`, its planes, and the number of its first plane there."""
+        target = self.resolve(name)
+        if target not in self.profile.coded:
+            raise InvalidArgumentError(f"{self.path}: tensor {name!r} is not coded")
+        number, first = self._numbers[target]
+        bounds = self.coded_file.index.tensors
+        return range(int(bounds[number]), int(bounds[number + 1])), self.coded_file.index.extents[number].planes, first
+
+    def plane(self, number: int, run: RunMap = map) -> tuple[NDArray[np.uint8], int, int]:
+        """The codes of a plane as the file has them (deltas not undone): packed, bits of each there, and their number."""
+        planes = [plane for extent in self.coded_file.index.extents for plane in extent.planes]
+        plane = planes[number]
+        out = np.empty(packed_nbytes(plane.count, plane.width), np.uint8)
+        run_tasks(plan_tasks([WholePlane(self.coded_file, number, out)]), run)
+        return out, plane.width, plane.count
+
+    @cached_property
+    def coded_file(self) -> CodedFile:
+        """All chunks, their index checked."""
+        extents = [self._extent(name, coded) for name, coded in self._in_order]
+        banks = {bank: self._bank_rows(bank) for bank in BANK_ROW_NBYTES}
+        data = self._checked(CHUNKS) if CHUNKS in self._members else b""
+        index = read_chunk_index(data, extents, banks, self.path)
+        return CodedFile(np.frombuffer(self._open_view(), np.uint8), index, self._bank)
 
     def check(self, name: str) -> None:
-        """Check the checksum of an uncoded tensor, or that the unused payload bytes of a coded one are 0."""
-        name = self.resolve(name)
-        if name not in self.profile.coded:
-            self._checked(name)
+        """Check the checksum of a tensor that is stored as it is, or that the unused payload bytes of another are 0."""
+        target = self.resolve(name)
+        if target not in self.profile.coded:
+            self._checked(target)
             return
-        planes, at = self.planes(name), 0
-        for row in planes.index.rows:
-            self._check_gap(planes, at, int(row["offset"]))
-            at = int(row["offset"]) + int(row["nbytes"])
-        self._check_gap(planes, at, len(planes.payload))
+        for what in ("row_class", "column_class"):
+            self._classes(target, what)
+        payload, (chunks, _, _) = self._members[part(target, "payload")], self.chunks(target)
+        index, at = self.coded_file.index, self._data_start + payload.begin
+        ends = (index.offsets + index.rows["nbytes"])[chunks.start : chunks.stop].tolist()
+        for start, end in zip(index.offsets[chunks.start : chunks.stop].tolist(), ends, strict=True):
+            self._check_gap(target, at, start)
+            at = end
+        self._check_gap(target, at, self._data_start + payload.end)
 
     def check_chunks(self, name: str, run: RunMap = map) -> int:
         """Decode each chunk of a coded tensor and keep none; returns how many there are.
 
         That takes memory for a chunk per thread only, where a few bytes may stand for a tensor of terabytes.
         """
-        planes = self.planes(name)
-        for _ in run(partial(check_chunk, planes), range(len(planes.index.rows))):
+        chunks, _, first = self.chunks(name)
+        palette = self.profile.coded[self.resolve(name)].palette
+        numbers = self.coded_file.index.plane(first) if palette else range(0)
+
+        def check(chunk: int) -> None:
+            check_chunk(self.coded_file, chunk, palette if chunk in numbers else 0)
+
+        for _ in run(check, chunks):
             pass
-        return len(planes.index.rows)
+        return len(chunks)
+
+    def source_file(self) -> tuple[bytes, dict[str, int]]:
+        """Of the file that this one was packed from: all bytes that belong to no tensor, and where the tensors begin in it.
+
+        Raises InvalidArgumentError if this file does not know, CorruptionError.
+        """
+        source = self.profile.source_file
+        if source is None:
+            raise InvalidArgumentError(
+                f"{self.path}: does not hold what it takes to restore the file it was packed from"
+            )
+        names = self.keys()
+        offsets = np.frombuffer(self._checked(OFFSETS), "<u8").tolist()
+        sizes = [self.tensor_nbytes(name) for name in names]
+        length = source.nbytes - sum(sizes)
+        unzip = zlib.decompressobj()
+        try:
+            rest = unzip.decompress(bytes(self._checked(REST)), max(0, length) + 1)
+        except zlib.error as error:
+            raise CorruptionError(f"{self.path}: {REST} is not a zlib stream ({error})") from None
+        if len(rest) != length or not unzip.eof or unzip.unused_data:
+            raise CorruptionError(f"{self.path}: {REST} and the tensors do not make a file of {source.nbytes} bytes")
+        at = 0
+        for offset, size in sorted(zip(offsets, sizes, strict=True)):
+            if offset < at or offset + size > source.nbytes:
+                raise CorruptionError(f"{self.path}: {OFFSETS} has tensors that overlap or lie outside the file")
+            at = offset + size
+        return rest, dict(zip(names, offsets, strict=True))
 
     def prefetch(self) -> None:
         """Have the payloads of all coded tensors read in the background, for they are about to be decoded."""
@@ -229,22 +319,71 @@ class Reader:
             self._bank(coder.id)
 
     # ------------------------------------------------------------------------------------------ parts
-    def _stored(self, name: str, *, coded: bool) -> str:
+    @cached_property
+    def _in_order(self) -> list[tuple[str, CodedTensor]]:
+        return sorted(self.profile.coded.items())
+
+    @cached_property
+    def _numbers(self) -> dict[str, tuple[int, int]]:
+        """Of each coded tensor: its number in file order, and that of its first plane."""
+        numbers, plane = {}, 0
+        for number, ((name, _), extent) in enumerate(zip(self._in_order, self.coded_file.index.extents, strict=True)):
+            numbers[name] = number, plane
+            plane += len(extent.planes)
+        return numbers
+
+    def _extent(self, name: str, coded: CodedTensor) -> Extent:
+        payload = self._members[part(name, "payload")]
+        if coded.args:
+            maps = self._classes(name, "row_class"), self._classes(name, "column_class")
+            planes = grid_planes(coded.shape, coded.args, coded.records, *maps)
+        else:
+            planes = byte_planes(coded.nbytes, coded.records, coded.palette)
+        where = f"{self.path}: tensor {name!r}"
+        return Extent(planes, self._data_start + payload.begin, payload.nbytes, coded.base is not None, where)
+
+    def _grid(self, name: str) -> CodedGrid:
+        coded, (_, first) = self.profile.coded[name], self._numbers[name]
+        assert coded.args is not None
+        maps = self._classes(name, "row_class"), self._classes(name, "column_class")
+        return CodedGrid(self.coded_file, first, coded.shape, coded.dtype, coded.args, coded.records, *maps)
+
+    def _bytes(self, name: str) -> CodedBytes:
+        coded, (_, first) = self.profile.coded[name], self._numbers[name]
+        base = partial(self._base_bytes, name, coded.base) if coded.base is not None else None
+        where = f"{self.path}: tensor {name!r}"
+        return CodedBytes(self.coded_file, first, coded.nbytes, coded.records, coded.palette, base, where)
+
+    def _base_bytes(self, name: str, fingerprint: int) -> NDArray[np.uint8]:
+        if self._base is None:
+            raise InvalidArgumentError(f"{self.path}: tensor {name!r} is a delta; give the base it was packed against")
+        data = self._base(name)
+        if xxhash.xxh3_64_intdigest(data) != fingerprint:
+            raise InvalidArgumentError(
+                f"{self.path}: this is not the base it was packed against: {name!r} differs there"
+            )
+        return data
+
+    def _stored(self, name: str, *, quantized: bool) -> str:
         target = self.resolve(name)
-        if (target in self.profile.coded) != coded:
-            raise InvalidArgumentError(f"{self.path}: tensor {name!r} is {'not ' if coded else ''}quantized")
+        coded = self.profile.coded.get(target)
+        if (coded is not None and coded.args is not None) != quantized:
+            raise InvalidArgumentError(f"{self.path}: tensor {name!r} is {'not ' if quantized else ''}quantized")
         return target
 
-    def _check_gap(self, planes: CodedPlanes, start: int, stop: int) -> None:
-        if np.any(planes.payload[start:stop]):
+    def _check_gap(self, name: str, start: int, stop: int) -> None:
+        if any(self._open_view()[start:stop]):
             raise CorruptionError(
-                f"{planes.where}: payload bytes {start} to {stop - 1} belong to no chunk and are not 0"
+                f"{self.path}: tensor {name!r}: file bytes {start} to {stop - 1} belong to no chunk and are not 0"
             )
 
-    def _view_of(self, member: Member) -> memoryview:
+    def _open_view(self) -> memoryview:
         if self._view is None:
             raise InvalidArgumentError(f"{self.path}: the file is closed")
-        return self._view[self._data_start + member.begin : self._data_start + member.end]
+        return self._view
+
+    def _view_of(self, member: Member) -> memoryview:
+        return self._open_view()[self._data_start + member.begin : self._data_start + member.end]
 
     def _checked(self, name: str) -> memoryview:
         """The bytes of a member, its checksum compared the first time."""
@@ -301,58 +440,11 @@ class Reader:
             raise CorruptionError(f"{self.path}: a payload has a checksum besides those of its chunks")
         return checksums
 
-    def _check_members(self) -> None:
-        """Every member belongs to something, and has the dtype and shape that the profile implies."""
-        for name in (*self.profile.coded, *self.profile.ties):
-            if is_reserved(name):
-                raise CorruptionError(f"{self.path}: the tensor name {name!r} is reserved")
-        expected: dict[str, tuple[str, tuple[int | None, ...]]] = {}
-        for name, coded in self.profile.coded.items():
-            self._check_coded(name, coded, expected)
-        for coder, nbytes in BANK_ROW_NBYTES.items():
-            expected[bank_member(coder)] = ("U8", (None, nbytes))
-        for member in self._members.values():
-            if member.name == CHECKSUMS or self.is_uncoded(member.name):
-                continue
-            dtype, shape = expected.get(member.name, ("", ()))
-            if not dtype:
-                raise CorruptionError(f"{self.path}: member {member.name!r} belongs to no tensor")
-            fits = len(shape) == len(member.shape) and all(
-                want in (None, d) for want, d in zip(shape, member.shape, strict=False)
-            )
-            if member.dtype != dtype or not fits:
-                raise CorruptionError(
-                    f"{self.path}: member {member.name!r} is {member.dtype}{list(member.shape)}, not"
-                    f" {dtype}[{', '.join('any' if want is None else str(want) for want in shape)}]"
-                )
-        for name, target in self.profile.ties.items():
-            if name in self._members or name in self.profile.coded:
-                raise CorruptionError(f"{self.path}: tensor {name!r} is both stored and tied to {target!r}")
-            if target not in self.profile.coded and not self.is_uncoded(target):
-                raise CorruptionError(f"{self.path}: tensor {name!r} is tied to {target!r}, which is not stored")
-
-    def _check_coded(
-        self, name: str, coded: CodedTensor, expected: dict[str, tuple[str, tuple[int | None, ...]]]
-    ) -> None:
-        rows, columns = matrix_shape(coded.shape)
-        mine: dict[str, tuple[str, tuple[int | None, ...]]] = {
-            "payload": ("U8", (None,)),
-            "chunks": ("U8", (None, CHUNK_DTYPE.itemsize)),
-            "scale": (SCALE_DTYPES[coded.args.scale_dtype], coded.args.scale_shape(coded.shape)),
-            "row_class": ("U8", (rows,)),
-            "column_class": ("U8", (columns,)),
-        }
-        if name in self._members:
-            raise CorruptionError(f"{self.path}: tensor {name!r} is both coded and stored uncoded")
-        for what in ("payload", "chunks", "scale"):
-            if part(name, what) not in self._members:
-                raise CorruptionError(f"{self.path}: coded tensor {name!r} has no {what}")
-        expected.update({part(name, what): value for what, value in mine.items()})
-
     def close(self) -> None:
-        """Give the file back. Arrays that `uncoded` returned keep its pages alive until they are gone."""
+        """Give the file back. Arrays that `array` and `raw` returned keep its pages alive until they are gone."""
         self._view = None
         self._buffer = b""
+        self.__dict__.pop("coded_file", None)
 
     def __enter__(self) -> Self:
         return self

@@ -7,12 +7,14 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, Literal, Self
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from ..codec.errors import InvalidArgumentError, UnsupportedError
+from ..codec.records import Records
 from .access import naming_os_errors, open_input, release_pages
 from .atomic import atomic_writer
 from .dtypes import DTYPE_RANK, numpy_dtype
@@ -27,6 +29,8 @@ class SafetensorsFile:
     Raises FileAccessError, CorruptionError (TruncationError). Reading is safe from several threads.
     A file must not shrink while it is open: the operating system kills a process that reads beyond the end of a map.
     """
+
+    kind: Literal["safetensors"] = "safetensors"
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
@@ -82,6 +86,26 @@ class SafetensorsFile:
                 f"{self.path}: tensor {name!r} has {len(member.shape)} dimensions; NumPy has at most {_MAX_DIMENSIONS}"
             )
         return self.raw(name).view(dtype).reshape(member.shape)
+
+    def records(self, name: str) -> tuple[Records, ...]:
+        """None: the format knows numbers only, whatever they may be made of."""
+        return ()
+
+    def offset(self, name: str) -> int:
+        """Where the bytes of a tensor begin in the file."""
+        return self._header.data_start + self.info(name).begin
+
+    def rest(self) -> bytes:
+        """All bytes of the file that belong to no tensor: its header."""
+        return self._map[: self._header.data_start]
+
+    def xxh3(self) -> int:
+        """XXH3-64 of the whole file."""
+        hasher = xxhash.xxh3_64()
+        for start in range(0, self._nbytes, 1 << 24):
+            hasher.update(self._map[start : start + (1 << 24)])
+            release_pages(self._map, start, min(start + (1 << 24), self._nbytes))
+        return hasher.intdigest()
 
     def release(self, name: str) -> None:
         """Give the memory of a tensor that has been read back to the system; reading it again reads the file again."""

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from math import prod
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import xxhash
 
-from ..codec.chunk_index import CHUNK_START, MAX_CHUNK_CODES, PAYLOAD_START
+from ..codec.chunk_index import CHUNK_START, PAYLOAD_START
 from ..codec.chunks import CHUNK_CODES, CHUNK_DTYPE, EncodedChunk
 from ..codec.coder import CODERS
 from ..codec.errors import InvalidArgumentError
+from ..codec.planes import MAX_CHUNK_CODES, SPLIT, Plane, byte_planes, grid_planes
+from ..codec.records import BYTES
 from ..codec.tensor import matrix_shape, packed_nbytes
 from .dtypes import bits_of
 from .header import Member, build_header
-from .profile import BANK_ROW_NBYTES, CHECKSUMS, CODED_DTYPES, SCALE_DTYPES, Profile, bank_member, is_reserved, part
+from .profile import (
+    BANK_ROW_NBYTES,
+    CHECKSUMS,
+    CHUNKS,
+    OFFSETS,
+    QUANTIZED_DTYPES,
+    REST,
+    CodedTensor,
+    Profile,
+    bank_member,
+    is_reserved,
+    part,
+)
 
 if TYPE_CHECKING:
     from ..codec.planes import EncodedTensor
@@ -43,17 +57,19 @@ class Layout:
     header: int
     checksums: int
     tables: int
+    source: int
     uncoded: dict[str, int]
     coded: dict[str, dict[str, int]]
-    """For each coded tensor the bytes of its members: payload, chunks, scale, row_class, column_class."""
+    """For each coded tensor the bytes of its payload, its row_class and column_class, and its rows of the chunk index."""
 
 
 class Writer:
     """Takes the tensors in the order of `names` and writes them to a seekable stream that is empty.
 
-    profile: the coded tensors, ties and metadata; uncoded: the others. chunk_codes: the target chunk size of the coded
-    tensors, 1 to 2^23; class_maps: names of those that have class maps. Raises InvalidArgumentError for names that the
-    format reserves, dtypes that it cannot restore, and a header above the limit of safetensors.
+    profile: the coded tensors, ties and metadata; how scales are split is found while writing. uncoded: the other tensors.
+    chunk_codes: the target chunk size of the coded tensors, 1 to 2^23; class_maps: names of those that have class maps.
+    Raises InvalidArgumentError for names that the format reserves, dtypes that it cannot restore, and a header above the
+    limit of safetensors.
     """
 
     def __init__(
@@ -69,8 +85,8 @@ class Writer:
             if is_reserved(name):
                 raise InvalidArgumentError(f"tensor name {name!r} is reserved by the .qzc format; rename the tensor")
         for name, tensor in profile.coded.items():
-            if tensor.dtype not in CODED_DTYPES:
-                known = ", ".join(CODED_DTYPES)
+            if tensor.args and tensor.dtype not in QUANTIZED_DTYPES:
+                known = ", ".join(QUANTIZED_DTYPES)
                 raise InvalidArgumentError(f"quantized tensor {name!r} has dtype {tensor.dtype!r}, not one of {known}")
         if not 1 <= chunk_codes <= MAX_CHUNK_CODES // 2:
             raise InvalidArgumentError(f"chunk_codes is {chunk_codes}; it may be 1 to {MAX_CHUNK_CODES // 2}")
@@ -80,6 +96,9 @@ class Writer:
         self._next = 0
         self._members: dict[str, Member] = {}
         self._checksums: list[int] = []
+        self._coded: dict[str, CodedTensor] = {}
+        self._rows: list[Any] = []
+        self._counts: dict[str, int] = {}
         self._banks: dict[str, dict[bytes, int]] = {coder: {} for coder in BANK_ROW_NBYTES}
         self._reserved = self._header_bound(chunk_codes, class_maps)
         self._at = self._reserved  # position in the file
@@ -97,40 +116,53 @@ class Writer:
             raise InvalidArgumentError(f"tensor {name!r}: {self._at - begin} bytes given, {tensor.nbytes} announced")
         self._end_member(name, tensor.dtype, tensor.shape, begin, hasher.intdigest())
 
-    def write_coded(self, name: str, encoded: EncodedTensor, tensor: QuantizedTensor) -> None:
-        """Write the chunks of a coded tensor with the scale and class maps of `tensor`."""
-        self._turn(name)
-        planes = (encoded.codes, encoded.zero_points)
-        count = sum(map(len, planes))
-        rows = np.zeros(count, CHUNK_DTYPE)
-        begin = self._at
-        if count:
-            self._pad(PAYLOAD_START)
-        i = 0
-        for plane, chunks in enumerate(planes):
-            for chunk in chunks:
-                rows[i] = (
-                    self._at - begin, len(chunk.payload), chunk.codes, self._table(chunk), chunk.coder, plane,
-                    chunk.streams, 0, chunk.checksum,
-                )  # fmt: skip
-                self._write(chunk.payload)
-                self._pad(CHUNK_START)
-                i += 1
-        self._end_member(part(name, "payload"), "U8", (self._at - begin,), begin, 0)
-        self._member(part(name, "chunks"), "U8", (count, CHUNK_DTYPE.itemsize), rows)
-        scale_dtype = SCALE_DTYPES[tensor.args.scale_dtype]
-        self._member(part(name, "scale"), scale_dtype, tensor.scale.shape, tensor.scale)
+    def write_quantized(self, name: str, encoded: EncodedTensor, tensor: QuantizedTensor) -> None:
+        """Write the chunks of a quantized tensor with the class maps of `tensor`."""
+        self._write_chunks(name, encoded, None)
         for what, classes in (("row_class", tensor.row_class), ("column_class", tensor.column_class)):
             if classes is not None:
                 self._member(part(name, what), "U8", classes.shape, classes)
 
-    def finish(self) -> Layout:
-        """Write banks, checksums and header; returns what the file is made of. The stream is left open."""
+    def write_lossless(self, name: str, encoded: EncodedTensor, base: int | None = None) -> None:
+        """Write the chunks of a lossless tensor. base: XXH3-64 of the tensor that its deltas refer to, if there are any."""
+        self._write_chunks(name, encoded, base)
+
+    def _write_chunks(self, name: str, encoded: EncodedTensor, base: int | None) -> None:
+        self._turn(name)
+        self._coded[name] = replace(self._profile.coded[name], records=encoded.records, base=base)
+        begin, chunks = self._at, encoded.all_chunks()
+        if chunks:
+            self._pad(PAYLOAD_START)
+        for chunk in chunks:
+            table = self._table(chunk)
+            row = (len(chunk.payload), chunk.codes, table, chunk.coder, chunk.streams, chunk.delta, 0, chunk.checksum)
+            self._rows.append(row)
+            self._write(chunk.payload)
+            self._pad(CHUNK_START)
+        self._counts[name] = len(chunks)
+        self._end_member(part(name, "payload"), "U8", (self._at - begin,), begin, 0)
+
+    def finish(self, rest: bytes | None = None, offsets: Mapping[str, int] | None = None) -> Layout:
+        """Write index, banks, checksums and header; returns what the file is made of. The stream is left open.
+
+        rest, offsets: for a profile with a source file, its bytes that belong to no tensor, and where all tensors lie in it,
+        second names included.
+        """
         if self._next != len(self.names):
             raise InvalidArgumentError(f"tensor {self.names[self._next]!r} was announced and not written")
+        if self._rows:
+            rows = np.array(self._rows, CHUNK_DTYPE)
+            self._member(CHUNKS, "U8", (len(rows), CHUNK_DTYPE.itemsize), rows)
         for coder, bank in self._banks.items():
             if bank:
                 self._member(bank_member(coder), "U8", (len(bank), BANK_ROW_NBYTES[coder]), b"".join(bank))
+        if self._profile.source_file is not None:
+            if rest is None or offsets is None:
+                raise InvalidArgumentError("a source file can be restored only with all its bytes")
+            packed = zlib.compress(rest, 9)
+            self._member(REST, "U8", (len(packed),), packed)
+            places = np.array([offsets[name] for name in sorted((*self.names, *self._profile.ties))], "<u8")
+            self._member(OFFSETS, "U8", (len(places), 8), places)
         begin = self._at
         # The order of the rows: by offset; members without data first, by name.
         members = [*self._members.values()]
@@ -138,9 +170,11 @@ class Writer:
         size = 8 * (len(members) + 2)
         end = begin + size
         members.append(Member(CHECKSUMS, "U8", (len(members) + 2, 8), begin - self._reserved, end - self._reserved))
-        header = build_header(self._profile.to_metadata(), members, reserve=self._reserved)
-        rows = np.array([*(self._checksums[i] for i in order), xxhash.xxh3_64_intdigest(header)], "<u8").tobytes()
-        self._write(rows + np.array([xxhash.xxh3_64_intdigest(rows)], "<u8").tobytes())
+        deltas = any(tensor.base is not None for tensor in self._coded.values())
+        profile = replace(self._profile, coded=self._coded, base=self._profile.base if deltas else {})
+        header = build_header(profile.to_metadata(), members, reserve=self._reserved)
+        checksums = np.array([*(self._checksums[i] for i in order), xxhash.xxh3_64_intdigest(header)], "<u8").tobytes()
+        self._write(checksums + np.array([xxhash.xxh3_64_intdigest(checksums)], "<u8").tobytes())
         self._stream.seek(0)
         self._stream.write(header)
         self._stream.seek(end)
@@ -148,17 +182,20 @@ class Writer:
 
     def _layout(self, nbytes: int, checksums: int) -> Layout:
         sizes = {name: member.end - member.begin for name, member in self._members.items()}
-        whats = ("payload", "chunks", "scale", "row_class", "column_class")
+        whats = ("payload", "row_class", "column_class")
+        coded = {
+            name: {what: sizes[part(name, what)] for what in whats if part(name, what) in sizes} for name in self._coded
+        }
+        for name, count in self._counts.items():
+            coded[name]["index"] = count * CHUNK_DTYPE.itemsize
         return Layout(
             nbytes=nbytes,
             header=self._reserved,
             checksums=checksums,
             tables=sum(sizes.get(bank_member(coder), 0) for coder in BANK_ROW_NBYTES),
+            source=sizes.get(REST, 0) + sizes.get(OFFSETS, 0),
             uncoded={name: sizes[name] for name in self._uncoded},
-            coded={
-                name: {what: sizes[part(name, what)] for what in whats if part(name, what) in sizes}
-                for name in self._profile.coded
-            },
+            coded=coded,
         )
 
     def _turn(self, name: str) -> None:
@@ -193,21 +230,39 @@ class Writer:
         parts: list[tuple[str, str, tuple[int, ...], int]] = []
         for name, tensor in self._uncoded.items():
             parts.append((name, tensor.dtype, tensor.shape, tensor.nbytes))
+        chunks = 0
+        likely: dict[str, CodedTensor] = {}
         for name, coded in self._profile.coded.items():
-            (rows, columns), scales = matrix_shape(coded.shape), coded.args.scale_shape(coded.shape)
-            integers = rows * columns + prod(scales)
-            count = 2 * (integers // chunk_codes) + MAX_RUNS  # chunks are at least half the target, but for run ends
-            bound = packed_nbytes(integers, coded.args.storage_bits) + (CHUNK_START + 1) * count + PAYLOAD_START
-            parts.append((part(name, "payload"), "U8", (bound,), bound))
-            parts.append((part(name, "chunks"), "U8", (count, 32), 32 * count))
-            parts.append((part(name, "scale"), "BF16", scales, 4 * prod(scales)))
+            likely[name], planes = _most(coded, bool(self._profile.base))
+            # Chunks are at least half the target, but for the ends of runs.
+            count = sum(2 * (plane.count // chunk_codes) + 1 for plane in planes)
             if name in class_maps:
+                count += MAX_RUNS
+                rows, columns = matrix_shape(coded.shape)
                 parts.append((part(name, "row_class"), "U8", (rows,), rows))
                 parts.append((part(name, "column_class"), "U8", (columns,), columns))
-        chunks = sum(p[2][0] for p in parts if p[0].endswith(".qzc.chunks"))
+            bound = sum(packed_nbytes(plane.count, plane.width) for plane in planes)
+            bound += (CHUNK_START + 1) * count + PAYLOAD_START
+            parts.append((part(name, "payload"), "U8", (bound,), bound))
+            chunks += count
+        parts.append((CHUNKS, "U8", (chunks, CHUNK_DTYPE.itemsize), chunks * CHUNK_DTYPE.itemsize))
         for coder, nbytes in BANK_ROW_NBYTES.items():
             parts.append((bank_member(coder), "U8", (chunks, nbytes), nbytes * chunks))
+        if self._profile.source_file is not None:
+            parts.append((REST, "U8", (1 << 32,), 1 << 32))
+            count = len(self.names) + len(self._profile.ties)
+            parts.append((OFFSETS, "U8", (count, 8), 8 * count))
         parts.append((CHECKSUMS, "U8", (len(parts) + 2, 8), 8 * (len(parts) + 2)))
         top = sum(p[3] for p in parts)
         members = [Member(name, dtype, shape, top, top) for name, dtype, shape, _ in parts]
-        return len(build_header(self._profile.to_metadata(), members, reserve=0))
+        return len(build_header(replace(self._profile, coded=likely).to_metadata(), members, reserve=0))
+
+
+def _most(coded: CodedTensor, delta: bool) -> tuple[CodedTensor, tuple[Plane, ...]]:
+    """A coded tensor as it takes the most room in the header, and its planes: some is found only when it is coded."""
+    if coded.args is None:
+        by_bytes = byte_planes(coded.nbytes, BYTES)
+        planes = byte_planes(coded.nbytes, coded.records, coded.palette)
+        return replace(coded, base=0) if delta else coded, (*planes, *by_bytes * 8) if delta else planes
+    split = SPLIT[coded.args.scale_dtype]
+    return replace(coded, records=split), grid_planes(coded.shape, coded.args, split, None, None)

@@ -16,13 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .analysis.rivals import Rival
-from .codec.batch import Tasks, run_tasks
+from .codec.batch import WholePlane, plan_tasks, run_tasks
 from .codec.coder import CODERS
 from .codec.errors import VerificationError
 from .codec.packing import pack_codes, unpack_codes
 from .codec.planes import encode_tensor
 from .codec.run_map import RunMap
 from .codec.tensor import QuantizedTensor
+from .formats.profile import BANK_ROW_NBYTES
 from .formats.reader import Reader
 from .sampling import Sample
 from .save import save_file
@@ -117,15 +118,15 @@ def rival_contender(rival: Rival, sample: Sample) -> Contender:
 # ---------------------------------------------------------------------------------------------- our own
 @dataclass(frozen=True)
 class _Coded:
-    """A sample in a file. tasks, tensors: for each block what decodes it, and the tensor that then holds it."""
+    """A sample in a file. planes, tensors: for each block its codes there, and the tensor that holds them once decoded."""
 
     nbytes: int
-    tasks: tuple[list[Tasks], ...]
+    planes: tuple[WholePlane, ...]
     tensors: tuple[QuantizedTensor, ...]
 
     def decoding(self, crew: Crew) -> tuple[Job]:
         """All chunks as one job that spreads itself over the crew, as when a model is loaded."""
-        tasks = [task for share in crew.shares for i in share for task in self.tasks[i]]
+        tasks = plan_tasks([self.planes[i] for share in crew.shares for i in share])
         return (lambda: run_tasks(tasks, crew.run),)
 
 
@@ -140,10 +141,12 @@ def _coded(sample: Sample, coder: Literal["ans", "huffman", "raw"]) -> _Coded:
         )
         reader = Reader(path)
     outs = [np.zeros_like(block.packed) for block in sample.blocks]
-    tasks = tuple(reader.decoding(name, out=out).tasks for name, out in zip(names, outs, strict=True))
+    planes = tuple(
+        WholePlane(reader.coded_file, reader.chunks(name)[2], out) for name, out in zip(names, outs, strict=True)
+    )
     tensors = tuple(replace(block, packed=out) for block, out in zip(sample.blocks, outs, strict=True))
-    coded = _Coded(_stored_nbytes(reader, names), tasks, tensors)
-    run_tasks([task for block in tasks for task in block])
+    coded = _Coded(_stored_nbytes(reader, names), planes, tensors)
+    run_tasks(plan_tasks(planes))
     if not all(np.array_equal(out, block.packed) for out, block in zip(outs, sample.blocks, strict=True)):
         raise VerificationError(f"{coder} does not give back what it was given; this is a bug in qzc")
     return coded
@@ -151,10 +154,13 @@ def _coded(sample: Sample, coder: Literal["ans", "huffman", "raw"]) -> _Coded:
 
 def _stored_nbytes(reader: Reader, names: Sequence[str]) -> int:
     """Payloads of the codes, their rows of the chunk index, and the tables that these name."""
-    indexes = [reader.planes(name).index for name in names]
-    rows = np.concatenate([index.rows[index.rows["plane"] == 0] for index in indexes])
-    tables = {(int(row["coder"]), int(row["table"])) for row in rows}
-    return int(rows["nbytes"].sum()) + rows.nbytes + sum(CODERS[coder].table_nbytes for coder, _ in tables)
+    index = reader.coded_file.index
+    firsts = [reader.chunks(name)[2] for name in names]
+    rows = np.concatenate([index.rows[index.planes[first] : index.planes[first + 1]] for first in firsts])
+    tables = {
+        (CODERS[int(row["coder"])].bank, int(row["table"])) for row in rows if CODERS[int(row["coder"])].table_nbytes
+    }
+    return int(rows["nbytes"].sum()) + rows.nbytes + sum(BANK_ROW_NBYTES[bank] for bank, _ in tables)
 
 
 def _coder(sample: Sample, choice: Literal["ans", "huffman", "raw"], coded: _Coded) -> Contender:
@@ -169,7 +175,7 @@ def _to_float16(sample: Sample, coded: _Coded) -> Contender:
     outs = [np.zeros(block.shape, np.float16) for block in sample.blocks]
 
     def decoding(share: Sequence[int]) -> Job:
-        tasks = [task for i in share for task in coded.tasks[i]]
+        tasks = plan_tasks([coded.planes[i] for i in share])
 
         def job() -> None:
             run_tasks(tasks)

@@ -11,7 +11,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from .codec.batch import run_tasks
+from .base import BaseTensors
+from .codec.decoding import decode
 from .codec.dequantize import dequantize_jobs, float_dtype
 from .codec.errors import CorruptionError, InvalidArgumentError
 from .codec.tensor import QuantizedTensor
@@ -25,16 +26,17 @@ class Model(Mapping[str, QuantizedTensor | NDArray[Any]]):
     """An open checkpoint: one `.qzc` file, or a folder of them. Nothing is decoded until it is asked for.
 
     `model[name]` is a QuantizedTensor for a tensor that was quantized (its packed integer codes, scale, zero point) and
-    a read-only ndarray for any other. Use it as a context manager, or call `close()`.
+    an ndarray for any other. Use it as a context manager, or call `close()`.
 
-    path: file or folder. threads: for decoding, 0 for all CPUs. Raises FileAccessError, CorruptionError,
+    path: file or folder. threads: for decoding, 0 for all CPUs. base: the checkpoint that a delta was packed against. Raises FileAccessError, CorruptionError,
     UnsupportedError; after `close()` every method raises InvalidArgumentError.
     """
 
-    def __init__(self, path: str | Path, threads: int = 0) -> None:
+    def __init__(self, path: str | Path, threads: int = 0, base: str | Path | None = None) -> None:
         with ExitStack() as stack:
             self._run = stack.enter_context(thread_map(threads))
-            self._files = [stack.enter_context(Reader(file)) for file in open_checkpoint(path, "qzc").files]
+            tensors = None if base is None else stack.enter_context(BaseTensors(base)).tensor
+            self._files = [stack.enter_context(Reader(file, tensors)) for file in open_checkpoint(path, "qzc").files]
             self._home: dict[str, Reader] = {}
             for file in self._files:
                 for name in file.keys():
@@ -69,20 +71,16 @@ class Model(Mapping[str, QuantizedTensor | NDArray[Any]]):
         rows: a range of dimension 0; only the chunks that hold it are read. out: uint8 [packed bytes], filled and used
         as the packed buffer. Raises InvalidArgumentError for a tensor that is not quantized, CorruptionError.
         """
-        decoding = self._file(name).decoding(name, rows, out)
-        run_tasks(decoding.tasks, self._run)
-        return decoding.finish()
+        tensor: QuantizedTensor = decode([self._file(name).decoding(name, rows, out)], self._run)[0]
+        return tensor
 
     def array(self, name: str, rows: slice | None = None) -> NDArray[Any]:
-        """A tensor that is not quantized, read-only; dtypes unknown to numpy and ml_dtypes as uint8 [bytes]."""
-        file = self._file(name)
-        array = file.uncoded(name)
-        if rows is None:
-            return array
-        start, stop = file.row_range(name, rows)
-        if numpy_dtype(file.info(name).dtype) is None:
-            raise InvalidArgumentError(f"tensor {name!r} has dtype {file.info(name).dtype}: its rows cannot be cut")
-        return array[start:stop]
+        """A tensor that is not quantized: fresh memory if it is entropy-coded, else a read-only view of the file.
+
+        rows: a range of dimension 0; only the chunks that hold it are read. Dtypes unknown to numpy and ml_dtypes come as
+        uint8 [bytes]; so do the codes of a foreign layout in their own dtype and shape, as the kernels for it take them.
+        """
+        return self._file(name).array(name, rows, self._run)
 
     def dequantize(
         self, name: str, dtype: DTypeLike | None = None, rows: slice | None = None, out: NDArray[Any] | None = None
@@ -127,23 +125,24 @@ class Model(Mapping[str, QuantizedTensor | NDArray[Any]]):
     def load(self, dtype: DTypeLike | None = None, packed: bool = True) -> dict[str, Any]:
         """All tensors at once: one parallel job over all chunks of all tensors. See `load_file`."""
         target = None if dtype is None else float_dtype(dtype)
-        result: dict[str, Any] = {}
-        pending, ties = [], self.ties
+        ties = self.ties
         for file in self.files:
             file.prefetch()
-        for name in self:
-            if name in ties:
-                continue
-            if self.info(name).args:
-                pending.append((name, self._file(name).decoding(name)))
-            else:
-                array = self.array(name) if packed else self.dequantize(name, target)
-                result[name] = array if array.flags.owndata else array.copy()  # not a view of the file
-        run_tasks([tasks for _, decoding in pending for tasks in decoding.tasks], self._run)
+        names = [name for name in self if name not in ties]
+        infos = [self.info(name) for name in names]
+        decodings = [
+            self._file(name).decoding(name) if info.args else self._file(name).array_decoding(name)
+            for name, info in zip(names, infos, strict=True)
+        ]
+        result: dict[str, Any] = {}
         jobs = []
-        for name, decoding in pending:
-            tensor = result[name] = decoding.finish()
-            if not packed:
+        for name, info, tensor in zip(names, infos, decode(decodings, self._run), strict=True):
+            if info.args is None:
+                array = tensor if packed or dtype is None or not _is_float(tensor.dtype) else tensor.astype(target)
+                result[name] = array if array.flags.writeable else array.copy()  # not a view of the file
+            elif packed:
+                result[name] = tensor
+            else:
                 result[name] = np.empty(tensor.shape, float_dtype(target or numpy_dtype(tensor.dtype)))
                 jobs += dequantize_jobs(tensor, result[name])
         for _ in self._run(_call, jobs):
@@ -176,22 +175,29 @@ class Model(Mapping[str, QuantizedTensor | NDArray[Any]]):
         return self._home[name]
 
 
-def open(path: str | Path, threads: int = 0) -> Model:
+def open(path: str | Path, threads: int = 0, base: str | Path | None = None) -> Model:
     """Open a `.qzc` file or a folder of them. See `Model`."""
-    return Model(path, threads)
+    return Model(path, threads, base)
 
 
 def load_file(
-    path: str | Path, dtype: DTypeLike | None = None, *, packed: bool = True, threads: int = 0
+    path: str | Path,
+    dtype: DTypeLike | None = None,
+    *,
+    packed: bool = True,
+    threads: int = 0,
+    base: str | Path | None = None,
 ) -> dict[str, Any]:
     """Decode a whole `.qzc` checkpoint into memory.
 
     Returns name -> QuantizedTensor (packed integer codes, scale, zero point, shape) for quantized tensors and name ->
     ndarray for all others. With `packed=False` or a `dtype` (float32, float16, ml_dtypes.bfloat16) quantized tensors are
     dequantized to ndarrays of `dtype`, by default that of the checkpoint before quantization. Names that are tied give
-    the same object. Raises FileAccessError, CorruptionError, UnsupportedError.
+    the same object. base: the checkpoint that a delta was packed against.
+
+    Raises FileAccessError, CorruptionError, UnsupportedError; InvalidArgumentError for a missing or wrong base.
     """
-    with Model(path, threads) as model:
+    with Model(path, threads, base) as model:
         return model.load(dtype, packed and dtype is None)
 
 

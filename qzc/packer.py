@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Literal
 
 import xxhash
 
+from .base import BaseTensors
 from .codec.chunks import CHUNK_CODES
 from .codec.errors import InvalidArgumentError, QzcError, VerificationError
 from .codec.planes import EncodedTensor, encode_tensor
@@ -19,13 +21,17 @@ from .codec.tensor import QuantizedTensor
 from .formats.atomic import atomic_folder, atomic_writer
 from .formats.checkpoint import Checkpoint, is_qzc, open_checkpoint
 from .formats.dtypes import file_bytes
+from .formats.layouts.layout import Found
+from .formats.profile import SourceFile
 from .formats.reader import Reader
-from .formats.safetensors import SafetensorsFile, pieces_of
+from .formats.safetensors import pieces_of
 from .formats.writer import Layout, Writer
-from .places import check_output, copy_side_files, packed_index_name, packed_name, packed_output
+from .lossless import encode_lossless
+from .places import SOURCE_INDEX, check_output, copy_side_files, packed_index_name, packed_name, packed_output
 from .planner import FilePlan, PlannedTensor, plan_file, with_estimates
 from .quantize.rtn import quantize
 from .quantize.select import Selection
+from .sources import SourceTensors, find_layout, open_source
 from .threads import thread_map
 
 Progress = Callable[[str, int, int], None]
@@ -39,12 +45,16 @@ BATCH_NBYTES = 1 << 26
 class PackOptions:
     """What to quantize and how to code it.
 
-    selection: grids by tensor name. coder: "ans", "huffman" or "raw". chunk_codes: target codes per chunk. nonfinite:
+    selection: grids by tensor name; None for the default grid, and for none if the input is quantized already. lossless:
+    quantize nothing; the output then gives the input back byte by byte. base: code lossless tensors as what they differ
+    from those of this checkpoint, where that is smaller. coder: "ans", "huffman" or "raw". chunk_codes: target codes per chunk. nonfinite:
     "error" refuses tensors with NaN or Inf, "keep" stores them as they are. verify: read the file again and compare before
     it takes its place. threads: 0 for all CPUs. overwrite: replace an existing output.
     """
 
-    selection: Selection = field(default_factory=Selection)
+    selection: Selection | None = None
+    lossless: bool = False
+    base: Path | None = None
     coder: Literal["ans", "huffman", "raw"] = "ans"
     chunk_codes: int = CHUNK_CODES
     nonfinite: Literal["error", "keep"] = "error"
@@ -53,6 +63,8 @@ class PackOptions:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
+        if self.lossless and self.selection is not None:
+            raise InvalidArgumentError("lossless means that nothing is quantized: give either it or a selection")
         if self.coder not in ("ans", "huffman", "raw"):
             raise InvalidArgumentError(f"unknown coder {self.coder!r}; choose ans, huffman or raw")
         if self.nonfinite not in ("error", "keep"):
@@ -75,7 +87,8 @@ class PackedFile:
 class PackReport:
     """What `pack` did. All sizes in bytes; `nbytes` and `source_nbytes` are whole files.
 
-    unused_rules: what of the selection had no effect. skipped: files of the input folder that were not copied, because
+    found: in which layout the input is quantized already, None if it is not. unused_rules: what of the selection had no
+    effect. skipped: files of the input folder that were not copied, because
     they hold the weights in other formats or variants.
     """
 
@@ -85,6 +98,7 @@ class PackReport:
     verified: bool
     unused_rules: tuple[str, ...] = ()
     skipped: tuple[Path, ...] = ()
+    found: str | None = None
 
     @property
     def source_nbytes(self) -> int:
@@ -95,15 +109,23 @@ class PackReport:
         return sum(file.layout.nbytes for file in self.files)
 
     @property
-    def coded(self) -> list[PlannedTensor]:
+    def quantized(self) -> list[PlannedTensor]:
         """The tensors that were quantized and coded."""
-        return [tensor for file in self.files for tensor in file.plan.coded]
+        return [tensor for file in self.files for tensor in file.plan.quantized]
+
+    @property
+    def lossless(self) -> list[PlannedTensor]:
+        """The tensors that were coded bit by bit."""
+        return [tensor for file in self.files for tensor in file.plan.lossless]
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits of all that the coded tensors take (codes, scales, zero points, index, tables) per weight; 0 if none."""
-        weights = sum(t.parameters for t in self.coded)
-        parts = sum(sum(p.values()) for f in self.files for p in f.layout.coded.values())
+        """Bits of all that the quantized tensors take (codes, scales, zero points, index, tables) per weight; 0 if none.
+
+        Tables count in full, though lossless tensors may share them.
+        """
+        weights = sum(t.parameters for t in self.quantized)
+        parts = sum(sum(f.layout.coded[t.name].values()) for f in self.files for t in f.plan.quantized)
         tables = sum(f.layout.tables for f in self.files)
         return 8 * (parts + tables) / weights if weights else 0.0
 
@@ -127,11 +149,15 @@ def pack(
     checkpoint = _open_source(source)
     target = Path(output) if output is not None else packed_output(checkpoint)
     check_output(checkpoint, target)
-    with thread_map(options.threads) as run:
-        files = _Packing(checkpoint, options, progress, run).write(target)
-    unused = options.selection.unused(t.name for file in files for t in file.plan.tensors)
+    found, selection = _choose(checkpoint, options)
+    with thread_map(options.threads) as run, ExitStack() as stack:
+        base = stack.enter_context(BaseTensors(options.base)) if options.base is not None else None
+        files = _Packing(checkpoint, options, selection, found, base, progress, run).write(target)
+    names = (t.name for file in files for t in file.plan.tensors)
+    unused = tuple(selection.unused(names)) if selection else ()
     seconds = time.perf_counter() - began
-    return PackReport(target, files, seconds, options.verify, tuple(unused), checkpoint.skipped)
+    description = found.description if found else None
+    return PackReport(target, files, seconds, options.verify, unused, checkpoint.skipped, description)
 
 
 def plan(source: str | Path, options: PackOptions | None = None) -> list[FilePlan]:
@@ -141,11 +167,21 @@ def plan(source: str | Path, options: PackOptions | None = None) -> list[FilePla
     """
     options = options or PackOptions()
     plans: list[FilePlan] = []
-    for path in _open_source(source).files:
-        with SafetensorsFile(path) as file:
-            bare = _plan_file(file, path, options)
+    checkpoint = _open_source(source)
+    found, selection = _choose(checkpoint, options)
+    for path in checkpoint.files:
+        with open_source(path) as file:
+            bare = _plan_file(file, path, options, selection, found)
             plans.append(with_estimates(bare, file, options.coder, options.chunk_codes))
     return plans
+
+
+def _choose(checkpoint: Checkpoint, options: PackOptions) -> tuple[Found | None, Selection | None]:
+    """Whether the input is quantized already, and what is to be quantized: nothing, if it is and nobody asked for it."""
+    found = find_layout(checkpoint)
+    if options.lossless or (found and options.selection is None):
+        return found, None
+    return found, options.selection or Selection()
 
 
 def _open_source(source: str | Path) -> Checkpoint:
@@ -156,15 +192,34 @@ def _open_source(source: str | Path) -> Checkpoint:
     return checkpoint
 
 
-def _plan_file(file: SafetensorsFile, path: Path, options: PackOptions) -> FilePlan:
-    return plan_file(file, path, options.selection, keep_nonfinite=options.nonfinite == "keep")
+def _plan_file(
+    file: SourceTensors, path: Path, options: PackOptions, selection: Selection | None, found: Found | None
+) -> FilePlan:
+    return plan_file(
+        file,
+        path,
+        selection,
+        keep_nonfinite=options.nonfinite == "keep",
+        code_kept=options.coder != "raw",
+        hints=found.hints if found else None,
+    )
 
 
 class _Packing:
     """One run of `pack`: the options, and how far it got."""
 
-    def __init__(self, checkpoint: Checkpoint, options: PackOptions, progress: Progress | None, run: RunMap) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        options: PackOptions,
+        selection: Selection | None,
+        found: Found | None,
+        base: BaseTensors | None,
+        progress: Progress | None,
+        run: RunMap,
+    ) -> None:
         self._checkpoint, self._options, self._run = checkpoint, options, run
+        self._selection, self._found, self._base = selection, found, base
         self._progress = progress or (lambda doing, done, total: None)
         self._done, self._total = 0, sum(path.stat().st_size for path in checkpoint.files)
 
@@ -190,66 +245,85 @@ class _Packing:
         metadata = index.get("metadata")
         nbytes = sum(file.layout.nbytes - file.layout.header for file in files)
         total = {**(metadata if isinstance(metadata, dict) else {}), "total_size": nbytes}
-        text = json.dumps({**index, "metadata": total, "weight_map": weight_map}, indent=2)
+        original = {} if self._selection else {SOURCE_INDEX: index_file.read_bytes().decode()}
+        text = json.dumps({**index, **original, "metadata": total, "weight_map": weight_map}, indent=2)
         with atomic_writer(folder / packed_index_name(index_file.name)) as stream:
             stream.write(text.encode() + b"\n")
 
     def _write_file(self, path: Path, output: Path, stream: BinaryIO) -> PackedFile:
-        with SafetensorsFile(path) as file:
-            plan = _plan_file(file, path, self._options)
+        with open_source(path) as file:
+            plan = _plan_file(file, path, self._options, self._selection, self._found)
+            if self._selection is None:
+                plan = replace(plan, source_file=SourceFile(file.kind, file.nbytes, file.xxh3()))
             tensors = {t.name: t for t in plan.tensors}
             uncoded = plan.uncoded()
-            writer = Writer(stream, plan.profile(), uncoded, chunk_codes=self._options.chunk_codes)
+            base = {"name": self._base.path.name} if self._base else None
+            writer = Writer(stream, plan.profile(base), uncoded, chunk_codes=self._options.chunk_codes)
             for name in writer.names[: len(uncoded)]:
                 writer.write_uncoded(name, pieces_of(file.raw(name)))
                 self._advance(file, tensors[name])
             fingerprints: dict[str, int] = {}
-            coded = [tensors[name] for name in writer.names[len(uncoded) :]]
-            for tensor, quantized, encoded in self._encode(file, coded):
-                writer.write_coded(tensor.name, encoded, quantized)
-                fingerprints[tensor.name] = _fingerprint(quantized)
-                self._advance(file, tensor)
-                del quantized, encoded  # before the next one is made
-            layout = writer.finish()
+            for encoded in self._encode(file, [tensors[name] for name in writer.names[len(uncoded) :]]):
+                name = encoded.tensor.name
+                if encoded.quantized is not None:
+                    writer.write_quantized(name, encoded.chunks, encoded.quantized)
+                else:
+                    writer.write_lossless(name, encoded.chunks, encoded.base)
+                fingerprints[name] = encoded.fingerprint
+                self._advance(file, encoded.tensor)
+                del encoded  # before the next one is made
+            rest = (file.rest(), {name: file.offset(name) for name in tensors}) if plan.source_file else None
+            layout = writer.finish(*rest or ())
             stream.flush()
             if self._options.verify:
-                self._read_again(stream, fingerprints, output)
+                self._read_again(stream, fingerprints, rest, output)
             return PackedFile(output, plan, layout, file.nbytes)
 
-    def _encode(
-        self, file: SafetensorsFile, tensors: list[PlannedTensor]
-    ) -> Iterator[tuple[PlannedTensor, QuantizedTensor, EncodedTensor]]:
+    def _encode(self, file: SourceTensors, tensors: list[PlannedTensor]) -> Iterator[_Encoded]:
         for batch in _batches(tensors):
             spread = len(batch) == 1 and batch[0].parameters >= LARGE
 
-            def encode(tensor: PlannedTensor, spread: bool = spread) -> tuple[QuantizedTensor, EncodedTensor]:
+            def encode(tensor: PlannedTensor, spread: bool = spread) -> _Encoded:
                 return self._encode_one(file, tensor, self._run if spread else map)
 
             results = iter(map(encode, batch) if spread else self._run(encode, batch))
-            for tensor in batch:
-                yield tensor, *next(results)  # kept in no variable: the next tensor needs the memory
+            for _ in batch:
+                yield next(results)  # kept in no variable: the next tensor needs the memory
 
-    def _encode_one(
-        self, file: SafetensorsFile, tensor: PlannedTensor, run: RunMap
-    ) -> tuple[QuantizedTensor, EncodedTensor]:
-        assert tensor.args is not None
-        array = file.array(tensor.name)
-        quantized = quantize(array, tensor.args, dtype=tensor.dtype, name=f"tensor {tensor.name!r}", run=run)
+    def _encode_one(self, file: SourceTensors, tensor: PlannedTensor, run: RunMap) -> _Encoded:
+        coder, chunk_codes = self._options.coder, self._options.chunk_codes
         # Not verified here: the whole file is read again at the end, which proves more.
-        encoded = encode_tensor(quantized, self._options.coder, self._options.chunk_codes, run=run, verify=False)
-        return quantized, encoded
+        if tensor.args is not None:
+            array = file.array(tensor.name)
+            quantized = quantize(array, tensor.args, dtype=tensor.dtype, name=f"tensor {tensor.name!r}", run=run)
+            encoded = encode_tensor(quantized, coder, chunk_codes, run=run, verify=False)
+            return _Encoded(tensor, encoded, quantized, None, _fingerprint(quantized))
+        assert tensor.lossless is not None
+        raw, base = file.raw(tensor.name), None
+        if self._base is not None and self._base.nbytes(tensor.name) == raw.size:
+            base = self._base.tensor(tensor.name)
+        encoded, is_delta = encode_lossless(
+            raw, tensor.lossless, coder, chunk_codes, base=base, dtype=tensor.dtype, run=run, verify=False
+        )
+        of_base = xxhash.xxh3_64_intdigest(base) if is_delta and base is not None else None
+        return _Encoded(tensor, encoded, None, of_base, xxhash.xxh3_64_intdigest(raw))
 
-    def _read_again(self, stream: BinaryIO, fingerprints: dict[str, int], output: Path) -> None:
+    def _read_again(
+        self,
+        stream: BinaryIO,
+        fingerprints: dict[str, int],
+        rest: tuple[bytes, dict[str, int]] | None,
+        output: Path,
+    ) -> None:
         try:
-            with Reader(stream) as reader:
+            with Reader(stream, self._base.tensor if self._base else None) as reader:
                 reader.check_tables()
+                if reader.profile.source_file and reader.source_file() != rest:
+                    raise VerificationError("what the file has besides its tensors comes out as something else")
                 for name in reader.keys():
                     self._progress(f"verifying {name}", self._done, self._total)
                     reader.check(name)
-                    if (
-                        name in fingerprints
-                        and _fingerprint(reader.quantized(name, run=self._run)) != fingerprints[name]
-                    ):
+                    if name in fingerprints and self._read_fingerprint(reader, name) != fingerprints[name]:
                         raise VerificationError(f"tensor {name!r} decodes to something else")
                     reader.release(name)
         except QzcError as error:
@@ -257,10 +331,26 @@ class _Packing:
                 f"{output}: what was written does not read back ({error}); nothing was kept"
             ) from error
 
-    def _advance(self, file: SafetensorsFile, tensor: PlannedTensor) -> None:
+    def _read_fingerprint(self, reader: Reader, name: str) -> int:
+        if reader.info(name).args:
+            return _fingerprint(reader.quantized(name, run=self._run))
+        return xxhash.xxh3_64_intdigest(reader.raw(name, self._run))
+
+    def _advance(self, file: SourceTensors, tensor: PlannedTensor) -> None:
         file.release(tensor.name)
         self._done += tensor.nbytes
         self._progress(tensor.name, self._done, self._total)
+
+
+@dataclass(frozen=True, eq=False)
+class _Encoded:
+    """A coded tensor on its way to the file. base: XXH3-64 of what it is a delta to. fingerprint: of what was coded."""
+
+    tensor: PlannedTensor
+    chunks: EncodedTensor
+    quantized: QuantizedTensor | None
+    base: int | None
+    fingerprint: int
 
 
 def _batches(tensors: list[PlannedTensor]) -> Iterator[list[PlannedTensor]]:

@@ -10,19 +10,24 @@ from .codec.errors import InvalidArgumentError
 from .formats.access import naming_os_errors
 from .formats.checkpoint import WEIGHT_SUFFIXES, Checkpoint
 
+SOURCE_INDEX = "qzc_source_index"
+"""Key of a packed folder's index that holds the text of the original one, where all files can be given back as they were."""
+
 
 def packed_output(checkpoint: Checkpoint) -> Path:
-    """`model.safetensors` -> `model.qzc` beside it; `folder` -> `folder-qzc`."""
+    """`model.safetensors` or `model.gguf` -> `model.qzc` beside it; `folder` -> `folder-qzc`."""
     if checkpoint.is_folder:
         folder = _named_folder(checkpoint)
         return folder.with_name(folder.name + "-qzc")
-    return checkpoint.root.with_name(checkpoint.root.name.removesuffix(".safetensors") + ".qzc")
+    name = checkpoint.root.name.removesuffix(".safetensors").removesuffix(".gguf")
+    return checkpoint.root.with_name(name + ".qzc")
 
 
-def unpacked_output(checkpoint: Checkpoint) -> Path:
-    """`model.qzc` -> `model.safetensors` beside it; `folder-qzc` -> `folder`, `folder` -> `folder-unpacked`."""
+def unpacked_output(checkpoint: Checkpoint, kind: str = "safetensors") -> Path:
+    """`model.qzc` -> `model.safetensors` (or `.gguf`) beside it; `folder-qzc` -> `folder`, `folder` -> `folder-unpacked`."""
     if not checkpoint.is_folder:
-        return checkpoint.root.with_name(unpacked_name(checkpoint.root.name))
+        name = unpacked_name(checkpoint.root.name)
+        return checkpoint.root.with_name(name.removesuffix(".safetensors").removesuffix(".gguf") + f".{kind}")
     folder = _named_folder(checkpoint)
     bare = folder.name.removesuffix("-qzc")
     return folder.with_name(bare if bare and bare != folder.name else folder.name + "-unpacked")
@@ -34,8 +39,9 @@ def packed_name(name: str) -> str:
 
 
 def unpacked_name(name: str) -> str:
-    """`model.qzc` and `model.qzc.safetensors` -> `model.safetensors`."""
-    return name.removesuffix(".safetensors").removesuffix(".qzc") + ".safetensors"
+    """`model.qzc` and `model.qzc.safetensors` -> `model.safetensors`; `model.gguf.qzc.safetensors` -> `model.gguf`."""
+    bare = name.removesuffix(".safetensors").removesuffix(".qzc")
+    return bare if bare.endswith(".gguf") else bare + ".safetensors"
 
 
 def packed_index_name(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -15,13 +16,15 @@ from numpy.typing import NDArray
 from .codec.chunk_index import CHUNK_START, PAYLOAD_START
 from .codec.chunks import CHUNK_CODES, CHUNK_DTYPE
 from .codec.errors import InvalidArgumentError
-from .codec.planes import encode_tensor
+from .codec.planes import PLAIN, encode_tensor
+from .codec.records import Records
 from .codec.tensor import QuantizationArgs, matrix_shape, packed_nbytes
-from .formats.profile import CodedTensor, Profile, is_reserved
-from .formats.safetensors import SafetensorsFile
+from .formats.profile import CodedTensor, Profile, SourceFile, is_reserved
 from .formats.writer import UncodedTensor, Writer
+from .lossless import Lossless, as_bytes, plan_lossless
 from .quantize.rtn import float32_weights, quantize
 from .quantize.select import Selection
+from .sources import SourceTensors
 from .version import VERSION
 
 TIE_NBYTES = 1 << 16
@@ -31,11 +34,11 @@ SAMPLE_CODES = 1 << 18
 PROBE_NBYTES = 4096
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PlannedTensor:
-    """One tensor of the input. args: its grid, or None if it is stored as it is; tied_to: the tensor it equals.
+    """One tensor of the input. args: its grid, or None if it is not quantized; tied_to: the tensor it equals.
 
-    nbytes: in the input. estimated_nbytes: in the output without header and checksums, where it has been asked for.
+    lossless: how it is entropy-coded bit by bit; None with `args` being None, too: it is stored as it is. nbytes: in the input. estimated_nbytes: in the output without header and checksums, where it has been asked for.
     """
 
     name: str
@@ -46,15 +49,21 @@ class PlannedTensor:
     reason: str
     tied_to: str | None = None
     estimated_nbytes: int | None = None
+    lossless: Lossless | None = None
 
     @property
     def parameters(self) -> int:
         return prod(self.shape)
 
     @property
-    def is_coded(self) -> bool:
+    def is_quantized(self) -> bool:
         """Whether it is quantized and coded under its own name."""
         return self.args is not None and self.tied_to is None
+
+    @property
+    def is_lossless(self) -> bool:
+        """Whether it is entropy-coded bit by bit under its own name."""
+        return self.lossless is not None and self.args is None and self.tied_to is None
 
 
 @dataclass(frozen=True)
@@ -69,28 +78,57 @@ class FilePlan:
     metadata: dict[str, str]
     estimated_overhead: int | None = None
 
-    @property
-    def coded(self) -> list[PlannedTensor]:
-        """The tensors that are quantized and coded, second names of others left out."""
-        return [t for t in self.tensors if t.is_coded]
+    source_file: SourceFile | None = None
 
-    def profile(self) -> Profile:
-        """What the output's metadata will say."""
+    @property
+    def quantized(self) -> list[PlannedTensor]:
+        """The tensors that are quantized and coded, second names of others left out."""
+        return [t for t in self.tensors if t.is_quantized]
+
+    @property
+    def lossless(self) -> list[PlannedTensor]:
+        """The tensors that are coded bit by bit, second names of others left out."""
+        return [t for t in self.tensors if t.is_lossless]
+
+    def profile(self, base: dict[str, str] | None = None) -> Profile:
+        """What the output's metadata will say. base: about the checkpoint that lossless tensors may refer to."""
+        coded: dict[str, CodedTensor] = {}
+        for t in self.tensors:
+            if t.args and t.is_quantized:
+                records = PLAIN[4 if t.args.scale_dtype == "float32" else 2]
+                coded[t.name] = CodedTensor(t.dtype, t.shape, t.args, records)
+            elif t.lossless and t.is_lossless:
+                coded[t.name] = t.lossless.entry(t.dtype, t.shape, t.nbytes)
         return Profile(
-            coded={t.name: CodedTensor(t.dtype, t.shape, t.args) for t in self.coded if t.args},
+            coded=coded,
             ties={t.name: t.tied_to for t in self.tensors if t.tied_to},
             source_metadata=self.metadata or None,
             writer=f"qzc {VERSION}",
+            source_file=self.source_file,
+            base=base or {},
         )
 
     def uncoded(self) -> dict[str, UncodedTensor]:
         """The tensors that the output will hold as they are."""
-        kept = (t for t in self.tensors if not t.args and not t.tied_to)
+        kept = (t for t in self.tensors if not t.args and not t.is_lossless and not t.tied_to)
         return {t.name: UncodedTensor(t.dtype, t.shape, t.nbytes) for t in kept}
 
 
-def plan_file(file: SafetensorsFile, source: Path, selection: Selection, *, keep_nonfinite: bool = False) -> FilePlan:
-    """Decide for every tensor of a file. Raises InvalidArgumentError for names that the format reserves."""
+def plan_file(
+    file: SourceTensors,
+    source: Path,
+    selection: Selection | None,
+    *,
+    keep_nonfinite: bool = False,
+    code_kept: bool = True,
+    hints: Mapping[str, Sequence[Records]] | None = None,
+) -> FilePlan:
+    """Decide for every tensor of a file. Raises InvalidArgumentError for names that the format reserves.
+
+    selection: what to quantize; None for nothing.
+    code_kept: entropy-code tensors that are not quantized, where that makes them smaller. hints: by the name of a tensor
+    how its bytes may be split.
+    """
     tensors: list[PlannedTensor] = []
     stored: dict[tuple[Any, ...], list[str]] = {}
     for name in sorted(file.keys()):
@@ -99,8 +137,10 @@ def plan_file(file: SafetensorsFile, source: Path, selection: Selection, *, keep
                 f"{source}: tensor name {name!r} is reserved by the .qzc format; rename the tensor"
             )
         info = file.info(name)
-        decision = selection.decide(name, info.dtype, info.shape)
-        args, reason = decision.args, decision.reason
+        args, reason = None, "lossless"
+        if selection is not None:
+            decision = selection.decide(name, info.dtype, info.shape)
+            args, reason = decision.args, decision.reason
         if args and _coded_floor(info.shape, args) >= info.nbytes:
             args, reason = None, "would not become smaller"
         if args and keep_nonfinite and not _finite(file.array(name)):
@@ -112,12 +152,18 @@ def plan_file(file: SafetensorsFile, source: Path, selection: Selection, *, keep
             tied_to = next((other for other in alike if _equal(raw, file.raw(other))), None)
             if tied_to is None:
                 alike.append(name)
-        tensors.append(PlannedTensor(name, info.dtype, info.shape, info.nbytes, args, reason, tied_to))
+        lossless = None
+        if args is None and tied_to is None and code_kept:
+            lossless = plan_lossless(file.raw(name), info.dtype, (*(hints or {}).get(name, ()), *file.records(name)))
+        if args is None and tied_to is None and lossless is None and info.nbytes and info.dtype.startswith("GGUF_"):
+            lossless = as_bytes(info.nbytes)  # no library for safetensors would take its dtype
+        planned = PlannedTensor(name, info.dtype, info.shape, info.nbytes, args, reason, tied_to, lossless=lossless)
+        tensors.append(planned)
         file.release(name)
     return FilePlan(source, tuple(tensors), file.metadata)
 
 
-def with_estimates(plan: FilePlan, file: SafetensorsFile, coder: str, chunk_codes: int = CHUNK_CODES) -> FilePlan:
+def with_estimates(plan: FilePlan, file: SourceTensors, coder: str, chunk_codes: int = CHUNK_CODES) -> FilePlan:
     """The plan with the sizes that a pack would give, from a sample of the rows of each tensor.
 
     Exact up to some bytes for tensors of at most SAMPLE_CODES elements, because the sample is then all of them.
@@ -128,27 +174,26 @@ def with_estimates(plan: FilePlan, file: SafetensorsFile, coder: str, chunk_code
     )
     stream, uncoded = io.BytesIO(), plan.uncoded()
     Writer(stream, plan.profile(), uncoded, chunk_codes=chunk_codes)  # reserves its header
-    checksums = 8 * (3 * len(plan.coded) + len(uncoded) + 2)  # payload, chunks and scale of each coded tensor
+    checksums = 8 * (len(plan.quantized) + len(plan.lossless) + len(uncoded) + 6)
     return replace(plan, tensors=tensors, estimated_overhead=stream.tell() + checksums)
 
 
-def _estimate(file: SafetensorsFile, tensor: PlannedTensor, coder: str, chunk_codes: int) -> int:
+def _estimate(file: SourceTensors, tensor: PlannedTensor, coder: str, chunk_codes: int) -> int:
     """Bytes that a tensor will take: codes, scales, zero points, chunk index and tables."""
     if tensor.tied_to:
         return 0
     if tensor.args is None:
-        return tensor.nbytes
+        return tensor.lossless.nbytes if tensor.lossless else tensor.nbytes
     array = file.array(tensor.name).reshape(matrix_shape(tensor.shape))
     rows = _sample_rows(array, tensor.args)
     sample = quantize(rows, tensor.args, dtype=tensor.dtype, name=f"tensor {tensor.name!r}")
     file.release(tensor.name)
     encoded = encode_tensor(sample, coder, chunk_codes, verify=False)
-    chunks = (*encoded.codes, *encoded.zero_points)
+    chunks = encoded.all_chunks()
     tables = {(chunk.coder, bytes(chunk.table)) for chunk in chunks}
     coded = sum(CHUNK_DTYPE.itemsize + -(-len(c.payload) // CHUNK_START) * CHUNK_START for c in chunks)
     share = prod(tensor.shape) / max(1, prod(sample.shape))
-    scales = prod(tensor.args.scale_shape(tensor.shape)) * sample.scale.dtype.itemsize
-    return round(coded * share) + scales + sum(len(table) for _, table in tables) + PAYLOAD_START // 2
+    return round(coded * share) + sum(len(table) for _, table in tables) + PAYLOAD_START // 2
 
 
 def _sample_rows(array: NDArray[Any], args: QuantizationArgs) -> NDArray[Any]:

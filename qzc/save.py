@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from .codec.chunks import CHUNK_CODES
 from .codec.coder import coder_for
 from .codec.errors import InvalidArgumentError
-from .codec.planes import encode_tensor
+from .codec.planes import PLAIN, encode_tensor
 from .codec.tensor import QuantizedTensor
 from .formats.atomic import atomic_writer
 from .formats.dtypes import file_bytes, safetensors_dtype
 from .formats.profile import CodedTensor, Profile
 from .formats.writer import UncodedTensor, Writer
+from .lossless import encode_lossless, plan_lossless
 from .threads import thread_map
 from .version import VERSION
 
@@ -35,7 +36,7 @@ def save_file(
     """Write tensors to a `.qzc` file and return its size in bytes.
 
     QuantizedTensors are entropy-coded with `coder`, each chunk decoded again and compared; ndarrays are stored as they
-    are. Names that stand for one and the same object are tied. `load_file(path)` gives the same mapping back.
+    are, or coded bit by bit if that makes them smaller. Names that stand for one and the same object are tied. `load_file(path)` gives the same mapping back.
     chunk_codes: about how many codes are coded together, 1 to 2^23 (below 512 counts as 512).
     Raises InvalidArgumentError (reserved names, unknown coder, codes beyond their grid), UnsupportedError (a dtype
     safetensors does not have), FileAccessError (also if `path` exists and `overwrite` is false).
@@ -62,19 +63,31 @@ def save_file(
             raise InvalidArgumentError(f"tensor {name!r} is a {kind}; give NumPy arrays or QuantizedTensors")
     if metadata is not None and not all(isinstance(x, str) for item in metadata.items() for x in item):
         raise InvalidArgumentError("metadata must map strings to strings")
+    dtypes = {name: safetensors_dtype(array.dtype) for name, array in plain.items()}
+    plans = {name: plan_lossless(file_bytes(array), dtypes[name]) for name, array in plain.items() if coder != "raw"}
+    lossless = {name: plan for name, plan in plans.items() if plan}
+    uncoded = {
+        name: UncodedTensor(dtypes[name], a.shape, a.nbytes) for name, a in plain.items() if name not in lossless
+    }
     profile = Profile(
-        coded={name: CodedTensor(t.dtype, tuple(map(int, t.shape)), t.args) for name, t in coded.items()},
+        coded={
+            name: CodedTensor(t.dtype, tuple(map(int, t.shape)), t.args, PLAIN[t.scale.dtype.itemsize])
+            for name, t in coded.items()
+        }
+        | {name: plan.entry(dtypes[name], plain[name].shape, plain[name].nbytes) for name, plan in lossless.items()},
         ties=ties,
         source_metadata=dict(metadata) if metadata else None,
         writer=f"qzc {VERSION}",
     )
-    uncoded = {name: UncodedTensor(safetensors_dtype(a.dtype), a.shape, a.nbytes) for name, a in plain.items()}
     class_maps = [n for n, t in coded.items() if t.row_class is not None or t.column_class is not None]
     with thread_map(threads) as run, atomic_writer(path, overwrite) as stream:
         writer = Writer(stream, profile, uncoded, chunk_codes=chunk_codes, class_maps=class_maps)
         for name in writer.names:
-            if name in plain:
+            if name in uncoded:
                 writer.write_uncoded(name, [file_bytes(plain[name])])
+            elif name in lossless:
+                raw = file_bytes(plain[name])
+                writer.write_lossless(name, encode_lossless(raw, lossless[name], coder, chunk_codes, run=run)[0])
             else:
-                writer.write_coded(name, encode_tensor(coded[name], coder, chunk_codes, run=run), coded[name])
+                writer.write_quantized(name, encode_tensor(coded[name], coder, chunk_codes, run=run), coded[name])
         return writer.finish().nbytes

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
-from .codec.errors import InvalidArgumentError
+from .base import BaseTensors
+from .codec.errors import InvalidArgumentError, VerificationError
 from .codec.run_map import RunMap
 from .codec.tensor import matrix_shape
 from .formats.atomic import atomic_folder, atomic_writer
 from .formats.checkpoint import Checkpoint, is_qzc, open_checkpoint
 from .formats.dtypes import file_bytes, numpy_dtype, tensor_nbytes
 from .formats.profile import SCALE_DTYPES
-from .formats.reader import Reader
+from .formats.reader import Base, Reader
 from .formats.safetensors import library_order, place, write_safetensors_to
 from .packer import Progress
-from .places import check_output, copy_side_files, unpacked_index_name, unpacked_name, unpacked_output
+from .places import SOURCE_INDEX, check_output, copy_side_files, unpacked_index_name, unpacked_name, unpacked_output
 from .threads import thread_map
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
@@ -56,17 +59,19 @@ def unpack(
     *,
     dtype: Literal["original", "float32", "float16", "bfloat16", "float64"] = "original",
     format: Literal["float", "packed"] = "float",
+    base: str | Path | None = None,
     threads: int = 0,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> UnpackReport:
-    """Write a `.qzc` file or folder as safetensors.
+    """Write a `.qzc` file or folder as safetensors; one that was packed without loss as the very files it was packed from.
 
     format "float": quantized tensors are dequantized to `dtype` ("original": that before quantization); all others are
     given back bit for bit. format "packed": for a quantized tensor NAME the file has `NAME.packed` (U8: per row, or flat
     where rows do not end on whole bytes), `NAME.scale`, `NAME.zero_point` (U8, asymmetric grids only) and `NAME.shape`
     (I64), and its metadata has `qzc.grids` as JSON. output: by default `model.qzc` -> `model.safetensors`. It appears
-    whole or not at all. Raises as `load_file`, and InvalidArgumentError for an unknown dtype or format.
+    whole or not at all. base: the checkpoint that a delta was packed against. Raises as `load_file`, and VerificationError if a
+    file does not come out as it was, InvalidArgumentError for an unknown dtype or format.
     """
     if dtype not in ("original", *DTYPES):
         raise InvalidArgumentError(f"unknown dtype {dtype!r}; choose original, {', '.join(DTYPES)}")
@@ -77,18 +82,33 @@ def unpack(
         if not is_qzc(path):
             with Reader(path):  # says what is wrong with it
                 pass
-    target = Path(output) if output is not None else unpacked_output(checkpoint)
-    check_output(checkpoint, target)
-    with thread_map(threads) as run:
-        job = _Unpacking(checkpoint, dtype, format, progress, run)
+    with thread_map(threads) as run, ExitStack() as stack:
+        tensors = None if base is None else stack.enter_context(BaseTensors(base)).tensor
+        job = _Unpacking(checkpoint, dtype, format, tensors, progress, run)
+        target = Path(output) if output is not None else unpacked_output(checkpoint, job.kind())
+        check_output(checkpoint, target)
         return job.write(target, overwrite)
 
 
 class _Unpacking:
-    def __init__(self, checkpoint: Checkpoint, dtype: str, format: str, progress: Progress | None, run: RunMap) -> None:
-        self._checkpoint, self._dtype, self._format, self._run = checkpoint, dtype, format, run
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        dtype: str,
+        format: str,
+        base: Base | None,
+        progress: Progress | None,
+        run: RunMap,
+    ) -> None:
+        self._checkpoint, self._dtype, self._format, self._base, self._run = checkpoint, dtype, format, base, run
         self._progress = progress or (lambda doing, done, total: None)
         self._done, self._total, self._tensors = 0, sum(path.stat().st_size for path in checkpoint.files), 0
+
+    def kind(self) -> str:
+        """The format of the files that will come out."""
+        with Reader(self._checkpoint.files[0]) as reader:
+            source = reader.profile.source_file
+        return source.kind if source and self._dtype == "original" else "safetensors"
 
     def write(self, target: Path, overwrite: bool) -> UnpackReport:
         checkpoint, nbytes = self._checkpoint, 0
@@ -108,6 +128,11 @@ class _Unpacking:
         index, index_file = self._checkpoint.index, self._checkpoint.index_file
         if index is None or index_file is None:
             return
+        original = index.get(SOURCE_INDEX)
+        if isinstance(original, str) and self._dtype == "original":
+            with atomic_writer(folder / unpacked_index_name(index_file.name)) as stream:
+                stream.write(original.encode())
+            return
         weight_map: dict[str, str] = {}
         nbytes = 0
         for path in self._checkpoint.files:
@@ -117,12 +142,15 @@ class _Unpacking:
                     nbytes += output.nbytes
         metadata = index.get("metadata")
         total = {**(metadata if isinstance(metadata, dict) else {}), "total_size": nbytes}
-        text = json.dumps({**index, "metadata": total, "weight_map": dict(sorted(weight_map.items()))}, indent=2)
+        kept = {key: value for key, value in index.items() if key != SOURCE_INDEX}
+        text = json.dumps({**kept, "metadata": total, "weight_map": dict(sorted(weight_map.items()))}, indent=2)
         with atomic_writer(folder / unpacked_index_name(index_file.name)) as stream:
             stream.write(text.encode() + b"\n")
 
     def _write_file(self, path: Path, stream: BinaryIO) -> int:
-        with Reader(path) as reader:
+        with Reader(path, self._base) as reader:
+            if reader.profile.source_file and self._dtype == "original":
+                return self._restore(reader, stream)
             outputs: dict[str, _Output] = {}
             for output in self._outputs(reader):
                 if outputs.setdefault(output.name, output) is not output:
@@ -138,6 +166,33 @@ class _Unpacking:
             pieces = self._pieces(reader, [outputs[name] for name in order])
             return write_safetensors_to(stream, members, pieces, metadata or None)
 
+    def _restore(self, reader: Reader, stream: BinaryIO) -> int:
+        """The very file that was packed: its tensors at their places, and between them what else it had."""
+        source = reader.profile.source_file
+        assert source is not None
+        rest, offsets = reader.source_file()
+        hasher, at, used = xxhash.xxh3_64(), 0, 0
+
+        def write(data: NDArray[np.uint8] | bytes) -> int:
+            stream.write(data)
+            hasher.update(data)
+            return len(data)
+
+        begun = self._done
+        for name in sorted(offsets, key=lambda name: (offsets[name], reader.tensor_nbytes(name))):
+            gap = offsets[name] - at
+            at += write(rest[used : used + gap])
+            used += gap
+            at += write(reader.raw(name, self._run))
+            reader.release(name)
+            self._done = begun + reader.file_size * at // max(1, source.nbytes)
+            self._progress(name, self._done, self._total)
+        at += write(rest[used:])
+        self._tensors += len(offsets)
+        if at != source.nbytes or hasher.intdigest() != source.xxh3:
+            raise VerificationError(f"{reader.path}: the file does not come out as it was when it was packed")
+        return at
+
     def _pieces(self, reader: Reader, outputs: list[_Output]) -> Iterator[NDArray[np.uint8]]:
         total = sum(o.nbytes for o in outputs) or 1
         begun, written = self._done, 0
@@ -152,9 +207,8 @@ class _Unpacking:
         for name in reader.keys():
             info = reader.info(name)
             if info.args is None:
-                stored = reader.resolve(name)
-                nbytes = info.stored["data"]
-                yield _Output(name, name, info.dtype, info.shape, nbytes, partial(reader.raw, stored))
+                nbytes = reader.tensor_nbytes(name)
+                yield _Output(name, name, info.dtype, info.shape, nbytes, partial(reader.raw, name, self._run))
             elif self._format == "packed":
                 yield from self._packed_outputs(reader, name)
             else:
@@ -179,6 +233,9 @@ class _Unpacking:
         def packed() -> NDArray[np.uint8]:
             return reader.quantized(name, run=self._run).packed
 
+        def scale() -> NDArray[np.uint8]:
+            return file_bytes(reader.quantized(name, run=self._run).scale)
+
         def zero_point() -> NDArray[Any]:
             values = reader.quantized(name, run=self._run).zero_point
             assert values is not None
@@ -186,9 +243,7 @@ class _Unpacking:
 
         yield _Output(f"{name}.packed", name, "U8", shape, nbytes, packed)
         scale_nbytes = tensor_nbytes(scale_dtype, scale_shape)
-        yield _Output(
-            f"{name}.scale", name, scale_dtype, scale_shape, scale_nbytes, lambda: file_bytes(reader.planes(name).scale)
-        )
+        yield _Output(f"{name}.scale", name, scale_dtype, scale_shape, scale_nbytes, scale)
         if not args.symmetric:
             yield _Output(f"{name}.zero_point", name, "U8", scale_shape, tensor_nbytes("U8", scale_shape), zero_point)
         shape_array = np.array(info.shape, "<i8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .analysis.distortion import weight_distortion
+from .base import BaseTensors
 from .codec.errors import InvalidArgumentError, VerificationError
 from .codec.run_map import RunMap
 from .codec.tensor import QuantizedTensor
 from .formats.checkpoint import is_qzc, open_checkpoint
-from .formats.reader import Reader
-from .formats.safetensors import SafetensorsFile
+from .formats.reader import Base, Reader
 from .packer import Progress
 from .quantize.rtn import quantize
+from .sources import SourceTensors, open_source
 from .threads import thread_map
 
 SNR_SLACK_DB = 0.1
@@ -40,22 +42,32 @@ class Comparison:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What was checked: number of files, tensors and chunks, bytes of the files, and the comparisons if there were any."""
+    """What was checked: number of files, tensors and chunks, bytes of the files, and the comparisons if there were any.
+
+    identical: how many of the originals come out of `unpack` byte by byte.
+    """
 
     files: int
     tensors: int
     chunks: int
     nbytes: int
     comparisons: tuple[Comparison, ...] = ()
+    identical: int = 0
 
 
 def verify(
-    path: str | Path, against: str | Path | None = None, *, threads: int = 0, progress: Progress | None = None
+    path: str | Path,
+    against: str | Path | None = None,
+    *,
+    base: str | Path | None = None,
+    threads: int = 0,
+    progress: Progress | None = None,
 ) -> VerifyReport:
     """Check every byte of a `.qzc` file or folder: checksums, structure, and that every chunk decodes.
 
     against: the checkpoint it was packed from. Then names, dtypes and shapes must agree, tensors that were not quantized
-    must be equal bit for bit, and quantized ones as near to the original as their grid allows.
+    must be equal bit for bit, and quantized ones as near to the original as their grid allows. Files that were packed
+    without loss must be the original in all their bytes. base: the checkpoint that a delta was packed against.
 
     Raises CorruptionError naming tensor, chunk and bytes; VerificationError naming the first tensor that differs;
     InvalidArgumentError if `against` is a `.qzc` file itself; FileAccessError, UnsupportedError.
@@ -69,35 +81,63 @@ def verify(
             )
     tell = progress or (lambda doing, done, total: None)
     total, done, tensors, chunks = sum(file.stat().st_size for file in checkpoint.files), 0, 0, 0
-    with thread_map(threads) as run:
+    identical = 0
+    with thread_map(threads) as run, ExitStack() as stack:
+        tensors_of_base = None if base is None else stack.enter_context(BaseTensors(base)).tensor
         for file in checkpoint.files:
-            with Reader(file) as reader:
+            with Reader(file, tensors_of_base) as reader:
                 reader.check_tables()
+                if reader.profile.source_file:
+                    reader.source_file()
                 for name in reader.keys():
                     info = reader.info(name)
                     tensors += 1
                     if info.tied_to:
                         continue
                     reader.check(name)
-                    if info.args:
+                    if info.coding != "plain":
                         chunks += reader.check_chunks(name, run)
                     reader.release(name)
                     done += info.nbytes
                     tell(name, done, total)
-        comparisons = tuple(_compare(checkpoint.files, originals, run)) if against is not None else ()
-    return VerifyReport(len(checkpoint.files), tensors, chunks, total, comparisons)
+        comparisons: tuple[Comparison, ...] = ()
+        if against is not None:
+            comparisons = tuple(_compare(checkpoint.files, originals, tensors_of_base, run))
+            identical = _compare_files(checkpoint.files, originals)
+    return VerifyReport(len(checkpoint.files), tensors, chunks, total, comparisons, identical)
 
 
-def _compare(files: tuple[Path, ...], originals: tuple[Path, ...], run: RunMap) -> Iterator[Comparison]:
+def _compare_files(files: tuple[Path, ...], originals: tuple[Path, ...]) -> int:
+    """How many files were packed without loss; each must have been packed from one of the originals, as it is now."""
+    known: dict[tuple[int, int], Path] = {}
+    identical = 0
+    for file in files:
+        with Reader(file) as reader:
+            source = reader.profile.source_file
+            if source is None:
+                continue
+            if not known:
+                for path in originals:
+                    with open_source(path) as original:
+                        known[original.nbytes, original.xxh3()] = path
+            if (source.nbytes, source.xxh3) not in known:
+                raise VerificationError(f"{file} was packed from another file: the tensors agree, other bytes do not")
+            identical += 1
+    return identical
+
+
+def _compare(
+    files: tuple[Path, ...], originals: tuple[Path, ...], base: Base | None, run: RunMap
+) -> Iterator[Comparison]:
     places: dict[str, Path] = {}
     for path in originals:
-        with SafetensorsFile(path) as original:
+        with open_source(path) as original:
             places.update(dict.fromkeys(original.keys(), path))
     seen: set[str] = set()
     for file in files:
-        with Reader(file) as reader:
+        with Reader(file, base) as reader:
             for path in sorted({places[name] for name in reader.keys() if name in places}):
-                with SafetensorsFile(path) as original:
+                with open_source(path) as original:
                     for name in reader.keys():
                         if places.get(name) == path:
                             yield _compare_tensor(reader, original, name, run)
@@ -110,14 +150,14 @@ def _compare(files: tuple[Path, ...], originals: tuple[Path, ...], run: RunMap) 
         raise VerificationError(f"tensor {missing[0]!r} of the original is missing ({len(missing)} missing in all)")
 
 
-def _compare_tensor(reader: Reader, original: SafetensorsFile, name: str, run: RunMap) -> Comparison:
+def _compare_tensor(reader: Reader, original: SourceTensors, name: str, run: RunMap) -> Comparison:
     info, member = reader.info(name), original.info(name)
     if (info.dtype, info.shape) != (member.dtype, member.shape):
         raise VerificationError(
             f"tensor {name!r} is {info.dtype}{list(info.shape)}, in the original {member.dtype}{list(member.shape)}"
         )
     if info.args is None:
-        stored = reader.raw(name)
+        stored = reader.raw(name, run)
         if not np.array_equal(stored, original.raw(name)):
             raise VerificationError(f"tensor {name!r} is not quantized and differs from the original")
         original.release(name)

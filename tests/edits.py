@@ -1,11 +1,16 @@
 """Edits that put one defect into a `.qzc` file and sign it again. Each takes the bytes of a file and returns others."""
 
+import json
 import struct
 from collections.abc import Callable
 from typing import Any
 
 from tests import reference_encoder as encoder
+from tests.reference_header import read_header
 from tests.resign import (
+    INDEX,
+    PAYLOAD,
+    ROW,
     Header,
     column,
     edit_header,
@@ -16,9 +21,19 @@ from tests.resign import (
     resign,
     take_apart,
 )
-from tests.test_reference import Meta, Parts, parts_of
 
 Edit = Callable[[bytes], bytes]
+Meta = dict[str, str]
+Parts = dict[str, encoder.Member]
+
+
+def parts_of(data: bytes) -> tuple[Meta, Parts]:
+    """Metadata and members but the checksums, in the order of the data."""
+    _, members, metadata = read_header(data)
+    del members["qzc.checksums"]
+    return metadata, {
+        name: encoder.Member(name, member.dtype, member.shape, member.data) for name, member in members.items()
+    }
 
 
 def meta(key: str, old: str, new: str) -> Edit:
@@ -47,11 +62,21 @@ def coded(name: str, **fields: Any) -> Edit:
     return lambda data: edit_json(data, "qzc.coded", edit)
 
 
-def grid(number: int, **fields: Any) -> Edit:
-    def edit(value: Any) -> None:
-        value[number].update(fields)
+def without(name: str, field: str) -> Edit:
+    """Removes a field from the entry of a coded tensor."""
+    return lambda data: edit_json(data, "qzc.coded", lambda value: value[name].pop(field))
 
-    return lambda data: edit_json(data, "qzc.grids", edit)
+
+def grid(number: int, **fields: Any) -> Edit:
+    return lambda data: edit_json(data, "qzc.grids", lambda value: value[number].update(fields))
+
+
+def records(number: int, **fields: Any) -> Edit:
+    return lambda data: edit_json(data, "qzc.records", lambda value: value[number].update(fields))
+
+
+def source_file(**fields: Any) -> Edit:
+    return lambda data: edit_json(data, "qzc.source_file", lambda value: value.update(fields))
 
 
 def ties(**names: Any) -> Edit:
@@ -62,7 +87,24 @@ def ties(**names: Any) -> Edit:
 
 
 def rows(tensor: str, field: str, change: Callable[[list[int]], list[int]]) -> Edit:
+    """Changes a column of the rows of a tensor in the chunk index."""
     return lambda data: edit_rows(data, tensor, **{field: change(column(data, tensor, field))})
+
+
+def row(tensor: str, number: int, **fields: int) -> Edit:
+    """Sets fields of one row of a tensor in the chunk index."""
+
+    def edit(data: bytes) -> bytes:
+        for field, value in fields.items():
+            data = rows(tensor, field, at(number, value))(data)
+        return data
+
+    return edit
+
+
+def take_json(data: bytes, key: str) -> Any:
+    """One of the JSON texts of `__metadata__`."""
+    return json.loads(take_apart(data)[0]["__metadata__"][key])
 
 
 def at(number: int, value: int | Callable[[int], int]) -> Callable[[list[int]], list[int]]:
@@ -121,16 +163,44 @@ def lengthen(name: str, nbytes: int) -> Edit:
     return parts(edit)
 
 
+def rest_is(data: bytes) -> Edit:
+    """Replaces `qzc.source.rest`."""
+    return replace("qzc.source.rest", shape=(len(data),), data=data)
+
+
+def offset_is(number: int, value: int) -> Edit:
+    """Sets a row of `qzc.source.offsets`."""
+
+    def edit(metadata: Meta, members: Parts) -> None:
+        data = bytearray(members["qzc.source.offsets"].data)
+        struct.pack_into("<Q", data, 8 * number, value)
+        members["qzc.source.offsets"] = members["qzc.source.offsets"]._replace(data=bytes(data))
+
+    return parts(edit)
+
+
+def cut(name: str, nbytes: int) -> Edit:
+    """Cuts bytes off the end of a member of U8; of its last dimension but one, if it has two."""
+
+    def edit(metadata: Meta, members: Parts) -> None:
+        data, (first, *more) = members[name].data[:-nbytes], members[name].shape
+        shape = (len(data) * first // len(members[name].data), *more)
+        members[name] = members[name]._replace(shape=shape, data=data)
+
+    return parts(edit)
+
+
 def remove(name: str) -> Edit:
     return parts(lambda metadata, members: members.__delitem__(name))
 
 
-def index(name: str, change: Callable[[bytes], bytes]) -> Edit:
-    """Changes the bytes of a chunk index, its length too."""
+def index(change: Callable[[list[bytes]], list[bytes]]) -> Edit:
+    """Changes the rows of the chunk index, each 24 bytes, and their number too."""
 
     def edit(metadata: Meta, members: Parts) -> None:
-        data = change(members[f"{name}.qzc.chunks"].data)
-        members[f"{name}.qzc.chunks"] = encoder.Member(f"{name}.qzc.chunks", "U8", (len(data) // 32, 32), data)
+        old = members[INDEX].data
+        new = b"".join(change([old[i : i + ROW.size] for i in range(0, len(old), ROW.size)]))
+        members[INDEX] = members[INDEX]._replace(shape=(len(new) // ROW.size, ROW.size), data=new)
 
     return parts(edit)
 
@@ -147,14 +217,14 @@ def gap(tensor: str, chunk: int, position: int) -> Edit:
     """Sets a byte near the start of a chunk, outside of all chunks."""
 
     def apply(data: bytes) -> bytes:
-        return byte(f"{tensor}.qzc.payload", column(data, tensor, "offset")[chunk] + position, 1)(data)
+        return byte(tensor + PAYLOAD, column(data, tensor, "offset")[chunk] + position, 1)(data)
 
     return apply
 
 
 def payload(tensor: str, chunk: int, position: int, value: int) -> Edit:
     def apply(data: bytes) -> bytes:
-        return byte(f"{tensor}.qzc.payload", column(data, tensor, "offset")[chunk] + position, value)(data)
+        return byte(tensor + PAYLOAD, column(data, tensor, "offset")[chunk] + position, value)(data)
 
     return apply
 

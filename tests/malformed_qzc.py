@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 
 from qzc.codec.packing import pack_codes
+from qzc.codec.records import Records
 from qzc.codec.tensor import QuantizationArgs, QuantizedTensor
-from tests.golden import Golden, Tensors, encode
-from tests.resign import edit_header, edit_json, edit_member, edit_rows, put_together, take_apart
+from tests import edits
+from tests.builders import Lossless, Plan, Source, Tensors, build
+from tests.edits import Edit
+from tests.resign import column, edit_header, edit_json, edit_member, edit_rows, put_together, take_apart
 
 CORRUPT, UNSUPPORTED = 3, 4
 
@@ -28,9 +31,9 @@ class MalformedQzc:
 
 
 def sound() -> bytes:
-    """The file before it is broken: `w` in two ans16 chunks and one of zero points, `z` of 3 bits raw, `bias`, a tie."""
-    squares = np.arange(4096) ** 2 % 251 % 64
-    codes = np.where(squares < 54, 8, squares % 16).astype(np.uint8).reshape(4, 1024)
+    """The file before it is broken: `w` in two ans16 chunks, one of zero points and one of scales, `z` of 3 bits raw."""
+    squares = np.arange(2048) ** 2 % 251 % 64
+    codes = np.where(squares < 54, 8, squares % 16).astype(np.uint8).reshape(4, 512)
     args = QuantizationArgs(4, False, "channel", None, "absmax", "float16")
     scale, zero_point = np.array([[1], [2], [3], [4]], np.float16), np.array([[7], [8], [8], [9]], np.uint8)
     three = QuantizationArgs(3, True, "tensor", None, "absmax", "float16")
@@ -40,7 +43,24 @@ def sound() -> bytes:
         "z": QuantizedTensor(few, np.array([1], np.float16), None, (5, 8), "F16", three),
         "bias": np.arange(4, dtype=np.float32),
     }
-    return encode(Golden("sound", tensors, "ans", 2048, {"tied": "w"}, {"format": "pt"}))
+    return build(tensors, Plan("qzc golden", chunk_codes=1024, ties={"tied": "w"}, metadata={"format": "pt"}))
+
+
+def sound_lossless(*, delta: bool = True) -> bytes:
+    """Without quantized tensors: `f` of BF16, `p` with a palette of three, `u` as it is; with its source. `d` is a delta."""
+    floats, base = np.array([1, 2, 4, 8], "<f4").tobytes(), np.arange(64, dtype="<u2")
+    few = np.array([7, 9, 7, 8, 9], "<i2").tobytes()
+    tensors: Tensors = {
+        "f": Lossless("BF16", (2, 4), floats, Records(((8, 1), (4, 2)), rotate=True, interleave=(1, 2))),
+        "p": Lossless("I16", (5,), few, Records(((8, 2),)), palette=True),
+        "u": np.arange(4, dtype=np.uint8),
+    }
+    source, offsets = b"start" + floats + few + bytes(range(4)) + b"end", {"f": 5, "p": 21, "u": 31}
+    if delta:
+        changed = (base ^ 3).tobytes()
+        coded = Lossless("U16", (64,), changed, Records(((8, 1), (8, 1))), base=base.tobytes())
+        tensors, source, offsets = {**tensors, "d": coded}, source + changed, {**offsets, "d": len(source)}
+    return build(tensors, Plan("qzc golden", coder="raw", source=Source("gguf", source, offsets)))
 
 
 def malformed_qzc() -> Iterator[MalformedQzc]:
@@ -49,6 +69,8 @@ def malformed_qzc() -> Iterator[MalformedQzc]:
     yield from bad_metadata()
     yield from bad_members()
     yield from bad_chunks()
+    yield from bad_lossless()
+    yield from bad_source()
 
 
 def damaged() -> Iterator[MalformedQzc]:
@@ -64,9 +86,9 @@ def damaged() -> Iterator[MalformedQzc]:
     yield MalformedQzc("byte_after_the_end", good + b"\0", "1 bytes after the last tensor")
     flips = {
         "uncoded_tensor": ("bias", 0, "checksum mismatch in 'bias' (file bytes"),
-        "payload": ("w.qzc.payload", -16, "tensor 'w', chunk 2 (payload bytes"),
-        "chunk_index": ("w.qzc.chunks", 8, "checksum mismatch in 'w.qzc.chunks'"),
-        "scale": ("w.qzc.scale", 0, "checksum mismatch in 'w.qzc.scale'"),
+        "payload": ("w.qzc.payload", -32, "tensor 'w', chunk 2 (file bytes"),
+        "scale": ("w.qzc.payload", -16, "tensor 'w', chunk 3 (file bytes"),
+        "chunk_index": ("qzc.chunks", 8, "checksum mismatch in 'qzc.chunks'"),
         "table": ("qzc.tables.ans16", 0, "checksum mismatch in 'qzc.tables.ans16'"),
         "checksums": ("qzc.checksums", 0, "the checksums themselves are damaged"),
     }
@@ -111,8 +133,14 @@ def bad_metadata() -> Iterator[MalformedQzc]:
     yield MalformedQzc("shape_negative", entry(shape=[-5, -8]), "has a shape that is not a list of sizes")
     yield MalformedQzc("shape_float", entry(shape=[40.0]), "has a shape that is not a list of sizes")
     yield MalformedQzc("shape_overflows", entry(shape=[2**40, 2**40]), "coded tensor 'z' has an impossible shape")
-    yield MalformedQzc("shape_huge", entry(shape=[2**47]), "chunks of plane 0 hold 40 codes")
-    yield MalformedQzc("grid_out_of_range", entry(grid=7), "names grid 7 of 2")
+    yield MalformedQzc("shape_huge", entry(shape=[2**47]), "'z': its chunks do not hold as many codes")
+    yield MalformedQzc("grid_out_of_range", entry(grid=7), "'z': grid is 7, not below 2")
+    yield MalformedQzc("scale_out_of_range", entry(scale=1), "'z': scale is 1, not below 1")
+    yield MalformedQzc("scale_missing", edits.without("z", "scale")(good), "'z': scale is None, not below 1")
+    yield MalformedQzc("scale_of_other_records", grid(scale_dtype="float32"), "which its records do not fit")
+    yield MalformedQzc("grid_and_records", entry(records=0), "'z' needs dtype, shape and either grid or records")
+    yield MalformedQzc("quantized_with_a_palette", entry(palette=2), "coded tensor 'z'")
+    yield MalformedQzc("records_missing", text("qzc.records", None), "scale is 0, not below 0")
     yield MalformedQzc("grid_nine_bits", grid(num_bits=9), "num_bits is 9")
     yield MalformedQzc("grid_strategy_unknown", grid(strategy="lattice"), "unknown strategy 'lattice'")
     yield MalformedQzc("grid_group_of_zero", grid(strategy="group", group_size=0), "a group_size of at least 1")
@@ -137,14 +165,14 @@ def bad_members() -> Iterator[MalformedQzc]:
         return header(lambda h: h[name].update(fields))
 
     yield MalformedQzc("payload_missing", rename("z.qzc.payload", "y"), "coded tensor 'z' has no payload")
-    yield MalformedQzc("scale_missing", rename("z.qzc.scale", "y"), "coded tensor 'z' has no scale")
-    yield MalformedQzc("member_of_no_tensor", rename("bias", "y.qzc.scale"), "'y.qzc.scale' belongs to no tensor")
+    yield MalformedQzc("index_missing", edits.remove("qzc.chunks")(good), "'w': its chunks do not hold as many codes")
+    yield MalformedQzc(
+        "index_rows_too_long", member("qzc.chunks", shape=[3, 48]), "'qzc.chunks' is U8[3, 48], not U8[any"
+    )
+    yield MalformedQzc("member_of_no_tensor", rename("bias", "y.qzc.payload"), "'y.qzc.payload' belongs to no tensor")
+    yield MalformedQzc("member_of_version_0.1", rename("bias", "w.qzc.scale"), "'w.qzc.scale' belongs to no tensor")
     yield MalformedQzc("name_reserved", rename("bias", "qzc.bias"), "'qzc.bias' belongs to no tensor")
     yield MalformedQzc("coded_and_stored", rename("bias", "z"), "'z' is both coded and stored uncoded")
-    yield MalformedQzc(
-        "scale_other_shape", member("w.qzc.scale", shape=[2, 2]), "'w.qzc.scale' is F16[2, 2], not F16[4"
-    )
-    yield MalformedQzc("scale_other_dtype", member("w.qzc.scale", dtype="BF16"), "is BF16[4, 1], not F16[4, 1]")
     yield MalformedQzc(
         "table_rows_too_long", member("qzc.tables.ans16", shape=[1, 1, 16]), "qzc.tables.ans16' is U8[1, 1"
     )
@@ -168,40 +196,151 @@ def bad_chunks() -> Iterator[MalformedQzc]:
     def rows(**fields: list[int]) -> bytes:
         return edit_rows(good, "w", **fields)
 
-    yield MalformedQzc("coder_unknown", rows(coder=[2, 9, 0]), "chunk 1 uses coder 9; this qzc knows", UNSUPPORTED)
-    yield MalformedQzc("chunk_reserved_byte", rows(reserved=[0, 1, 0]), "chunk 1 has a reserved byte that is not 0")
-    yield MalformedQzc("chunk_plane_two", rows(plane=[0, 0, 2]), "chunks are not listed by plane")
-    yield MalformedQzc("chunk_of_no_codes", rows(codes=[2048, 0, 4]), "chunk 1 holds 0 codes")
-    yield MalformedQzc("chunk_of_too_many_codes", rows(codes=[2048, 2**24 + 1, 4]), "chunk 1 holds 16777217 codes")
-    yield MalformedQzc("chunk_counts_disagree", rows(codes=[2048, 2046, 4]), "plane 0 hold 4094 codes, the shape asks")
-    yield MalformedQzc("chunk_ends_inside_a_byte", rows(codes=[2047, 2049, 4]), "chunk 0 ends inside a byte")
-    yield MalformedQzc("chunk_overlaps", rows(offset=[0, 0, 0]), "starts at payload offset 0, not at")
-    yield MalformedQzc("chunk_offset_overflows", rows(offset=[2**64 - 1] * 3), "chunk 0 lies outside the payload")
-    yield MalformedQzc("chunk_nbytes_overflows", rows(nbytes=[2**32 - 1] * 3), "chunk 0 lies outside the payload")
-    yield MalformedQzc("chunk_table_outside", rows(table=[0, 1000, 0]), "chunk 1 names table 1000 of")
-    yield MalformedQzc("chunk_without_streams", rows(streams=[0, 1, 0]), "chunk 0 (ans16) has 0 streams")
-    yield MalformedQzc("chunk_too_many_streams", rows(streams=[255, 1, 0]), "tensor 'w', chunk 0")
-    yield MalformedQzc("chunk_checksum", rows(checksum=[0, 0, 0]), "the checksum of the chunk does not match")
+    yield MalformedQzc("coder_unknown", rows(coder=[2, 9, 0, 0]), "chunk 1 uses coder 9; this qzc knows", UNSUPPORTED)
+    yield MalformedQzc("chunk_reserved_byte", rows(reserved=[0, 1, 0, 0]), "chunk 1 has a reserved byte that is not 0")
+    yield MalformedQzc("chunk_of_no_codes", rows(codes=[1024, 0, 4, 8]), "does not hold 1 to 16777216 codes")
+    yield MalformedQzc(
+        "chunk_of_too_many_codes", rows(codes=[1024, 2**24 + 1, 4, 8]), "does not hold 1 to 16777216 codes"
+    )
+    yield MalformedQzc("chunk_counts_disagree", rows(codes=[1024, 1022, 4, 8]), "'w': its chunks do not hold as many")
+    yield MalformedQzc("chunk_crosses_planes", rows(codes=[1024, 1026, 2, 8]), "'w': its chunks do not hold as many")
+    yield MalformedQzc("chunk_ends_inside_a_byte", rows(codes=[1023, 1025, 4, 8]), "chunk 0 ends inside a byte")
+    yield MalformedQzc(
+        "chunk_missing", edits.index(lambda rows: rows[:-1])(good), "'z': its chunks do not hold as many"
+    )
+    yield MalformedQzc(
+        "chunk_left_over", edits.index(lambda rows: rows + rows[-1:])(good), "more chunks than the tensors"
+    )
+    yield MalformedQzc("chunk_nbytes_overflows", rows(nbytes=[2**32 - 1] * 4), "'w': its chunks take")
+    yield MalformedQzc("chunk_nbytes_zero", rows(nbytes=[*column(good, "w", "nbytes")[:3], 0]), "'w': its chunks take")
+    yield MalformedQzc(
+        "chunk_larger_than_its_codes", rows(nbytes=[*column(good, "w", "nbytes")[:3], 9]), "another number of"
+    )
+    yield MalformedQzc("chunk_table_outside", rows(table=[0, 1000, 0, 0]), "names a table that its bank does not have")
+    yield MalformedQzc(
+        "chunk_without_streams", rows(streams=[0, 1, 0, 0]), "chunk 0 (ans16) has a wrong number of streams"
+    )
+    yield MalformedQzc("chunk_too_many_streams", rows(streams=[255, 1, 0, 0]), "tensor 'w', chunk 0")
+    yield MalformedQzc("chunk_delta_without_base", rows(delta=[1, 0, 0, 0]), "chunk 0 is a delta of a kind that")
+    yield MalformedQzc("chunk_checksum", rows(checksum=[0, 0, 0, 0]), "the checksum of the chunk does not match")
 
     def payload(name: str, change: Callable[[bytearray], None]) -> bytes:
         return edit_member(good, f"{name}.qzc.payload", change)
 
-    first = 64 - (len(good) - len(take_apart(good)[1]) + take_apart(good)[0]["w.qzc.payload"]["data_offsets"][0]) % 64
+    first = column(good, "w", "offset")[0]
 
-    def zero_state(data: bytearray) -> None:
-        data[first % 64 + 4 : first % 64 + 8] = bytes(4)
+    def high_bits(data: bytearray) -> None:
+        data[first : first + 16] = bytes(16)  # so that what follows are words, and too many
 
-    def missing_word(data: bytearray) -> None:
-        data[first % 64] ^= 1
+    def spare_bits(data: bytearray) -> None:
+        lengths = [length for byte in data[first : first + 16] for length in (byte & 15, byte >> 4)]
+        assert sum(lengths) % 16
+        data[first + 80 + -(-sum(lengths) // 16) * 2 - 1] |= 0x80
 
     def code_eight(data: bytearray) -> None:
-        data[-20] = 0x88
+        data[column(good, "z", "offset")[0]] = 0x88
 
-    yield MalformedQzc("ans_state_too_small", payload("w", zero_state), "tensor 'w', chunk 0")
-    yield MalformedQzc("ans_word_count", payload("w", missing_word), "tensor 'w', chunk 0")
+    yield MalformedQzc("ans_states_too_short", payload("w", high_bits), "tensor 'w', chunk 0")
+    yield MalformedQzc("ans_state_padding", payload("w", spare_bits), "tensor 'w', chunk 0")
     yield MalformedQzc("code_beyond_the_grid", payload("z", code_eight), "tensor 'z'")
     gap = edit_member(good, "w.qzc.payload", lambda data: data.__setitem__(-1, 1))
     yield MalformedQzc("gap_not_zero", gap, "belong to no chunk and are not 0")
+
+
+def bad_lossless() -> Iterator[MalformedQzc]:
+    good = sound_lossless()
+
+    def entry(name: str, **fields: Any) -> bytes:
+        return edits.coded(name, **fields)(good)
+
+    def records(**fields: Any) -> bytes:
+        """With other records of `f`."""
+        values = edits.take_json(good, "qzc.coded")
+        return edits.records(values["f"]["records"], **fields)(good)
+
+    yield MalformedQzc(
+        "records_key_missing", edits.meta("qzc.records", '"rotate"', '"r"')(good), "a record must have the keys"
+    )
+    yield MalformedQzc("records_no_fields", records(fields=[]), "records have 1 to 64 fields")
+    yield MalformedQzc("records_too_many_fields", records(fields=[[8, 1]] * 65), "records have 1 to 64 fields")
+    yield MalformedQzc("records_field_of_nine_bits", records(fields=[[9, 1], [7, 1]]), "codes of 1 to 8 bits")
+    yield MalformedQzc(
+        "records_field_of_no_codes", records(fields=[[8, 2], [8, 0]]), "codes of 1 to 8 bits, at least one"
+    )
+    yield MalformedQzc("records_field_not_a_pair", records(fields=[[8]]), "must be pairs of whole numbers")
+    yield MalformedQzc("records_of_half_bytes", records(fields=[[8, 1], [4, 1]]), "a record has 1 to 65536 whole bytes")
+    yield MalformedQzc("records_too_large", records(fields=[[8, 65537]]), "a record has 1 to 65536 whole bytes")
+    yield MalformedQzc("records_rotated_in_threes", records(fields=[[8, 3]]), "cannot be rotated")
+    yield MalformedQzc("records_rotate_is_number", records(rotate=1), "rotate of a record must be true or false")
+    yield MalformedQzc("records_unit_not_a_divisor", records(interleave=[3, 2]), "cannot be interleaved")
+    yield MalformedQzc("records_no_lanes", records(interleave=[1, 0]), "cannot be interleaved")
+    yield MalformedQzc("records_too_many_lanes", records(interleave=[1, 2**24 + 1]), "cannot be interleaved")
+    yield MalformedQzc("records_do_not_fill_the_tensor", records(interleave=[1, 3]), "no whole number of its records")
+    yield MalformedQzc("records_out_of_range", entry("f", records=9), "'f': records is 9, not below 3")
+    alone = edits.both(
+        edits.remove("qzc.source.rest"), edits.remove("qzc.source.offsets"), edits.set_meta("qzc.source_file", None)
+    )
+    other = edits.coded("f", shape=[4, 4])(alone(good))
+    yield MalformedQzc("lossless_of_other_shape", other, "'f': its chunks do not hold as many codes")
+    yield MalformedQzc("lossless_with_a_scale", entry("f", scale=0), "coded tensor 'f'")
+    yield MalformedQzc("lossless_with_class_map", edits.add("f.qzc.row_class")(good), "'f.qzc.row_class' belongs to no")
+    yield MalformedQzc(
+        "nbytes_of_a_known_dtype", entry("f", nbytes=16), "'f' must say nbytes if dtype and shape do not"
+    )
+    yield MalformedQzc("nbytes_missing", entry("f", dtype="Q4_K"), "'f' must say nbytes if dtype and shape do not")
+    yield MalformedQzc("nbytes_huge", entry("f", dtype="Q4_K", nbytes=2**48), "'f' has an impossible size")
+    yield MalformedQzc(
+        "dtype_with_control_character", entry("f", dtype="\x1b[2J", nbytes=16), "'f' has a dtype that is no"
+    )
+    yield MalformedQzc("palette_of_none", entry("p", palette=0), "'p' has a palette that does not fit")
+    yield MalformedQzc("palette_too_large", entry("p", palette=257), "palette is 257, not below 257")
+    yield MalformedQzc("palette_of_fields", entry("f", palette=3), "'f' has a palette that does not fit")
+    yield MalformedQzc("palette_of_a_delta", entry("d", palette=3), "'d' has a palette that does not fit")
+    yield MalformedQzc("palette_of_other_size", entry("p", palette=4), "'p': its chunks do not hold as many codes")
+    number = edits.payload("p", 0, 0, 0xFF)(sound_lossless(delta=False))
+    yield MalformedQzc("palette_number_of_no_value", number, "'p'")
+    yield MalformedQzc(
+        "base_not_a_checksum", entry("d", base="0x12"), "the XXH3 of a base must be 16 hexadecimal digits"
+    )
+    yield MalformedQzc(
+        "base_of_nobody", edits.without("d", "base")(good), "must have qzc.base where tensors have a base"
+    )
+    yield MalformedQzc(
+        "base_unexplained", edits.set_meta("qzc.base", None)(good), "must have qzc.base where tensors have"
+    )
+    unknown = edits.row("d", 0, delta=3)(good)
+    yield MalformedQzc("chunk_delta_unknown", unknown, "chunk 0 is a delta of a kind that")
+    without = edits.row("f", 0, delta=1)(good)
+    yield MalformedQzc("chunk_delta_of_no_base", without, "chunk 0 is a delta of a kind that")
+
+
+def bad_source() -> Iterator[MalformedQzc]:
+    good = sound_lossless(delta=False)
+
+    def case(name: str, edit: Edit, message: str) -> MalformedQzc:
+        return MalformedQzc(f"source_{name}", edit(good), message)
+
+    yield case(
+        "rest_missing", edits.remove("qzc.source.rest"), "qzc.source.rest and qzc.source_file must come together"
+    )
+    yield case(
+        "offsets_missing", edits.remove("qzc.source.offsets"), "qzc.source.offsets and qzc.source_file must come"
+    )
+    yield case("undescribed", edits.set_meta("qzc.source_file", None), "qzc.source_file must come together")
+    yield case("of_unknown_kind", edits.source_file(kind="onnx"), "qzc.source_file is of the unknown kind onnx")
+    yield case("of_negative_size", edits.source_file(nbytes=-1), "qzc.source_file has an impossible size")
+    yield case("without_checksum", edits.source_file(xxh3=None), "the XXH3 of qzc.source_file must be 16")
+    yield case("too_small", edits.source_file(nbytes=40), "do not make a file of 40 bytes")
+    yield case("too_large", edits.source_file(nbytes=2**40), "do not make a file of 1099511627776 bytes")
+    yield case("rest_not_zlib", edits.rest_is(b"rest"), "qzc.source.rest is not a zlib stream")
+    yield case("rest_cut", edits.cut("qzc.source.rest", 1), "do not make a file of 38 bytes")
+    yield case("offsets_overlap", edits.offset_is(1, 20), "tensors that overlap or lie outside the file")
+    yield case("offsets_outside", edits.offset_is(2, 2**63), "tensors that overlap or lie outside the file")
+    yield case("offsets_too_few", edits.cut("qzc.source.offsets", 8), "'qzc.source.offsets' is U8")
+    quantized = sound()
+    described = edits.take_json(good, "qzc.source_file")
+    beside = edits.set_meta("qzc.source_file", json.dumps(described))(quantized)
+    yield MalformedQzc("source_beside_quantized", beside, "qzc.source_file beside quantized tensors")
 
 
 def flipped(data: bytes, at: int) -> bytes:
@@ -210,8 +349,8 @@ def flipped(data: bytes, at: int) -> bytes:
 
 def overlapping(data: bytes) -> bytes:
     header, body = take_apart(data)
-    begin, end = header["z.qzc.scale"]["data_offsets"]
-    header["z.qzc.scale"]["data_offsets"] = [begin - 2, end - 2]
+    begin, end = header["qzc.chunks"]["data_offsets"]
+    header["qzc.chunks"]["data_offsets"] = [begin - 2, end - 2]
     return put_together(header, body)
 
 

@@ -1,13 +1,14 @@
 """Writer of random valid .qzc files, written from docs/SPEC.md alone: slow, and far more varied than the real one.
 
 It uses what the format allows and the real writer does not: any mix of coders, tables, streams and chunk sizes, any
-code lengths, class maps, every dtype, other orders of the members. It shares no code with the package or with the
-reference decoder, except for the record of the expected values.
+code lengths, class maps, records, deltas, every dtype, other orders of the members. It shares no code with the package or
+with the reference decoder, except for the record of the expected values.
 """
 
 import itertools
 import json
 import struct
+import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -24,10 +25,19 @@ PLAIN_BITS = {
     "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
 }  # fmt: skip
 SCALE_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
-TABLES = {2: ("qzc.tables.ans16", 16), 3: ("qzc.tables.ans256", 384), 4: ("qzc.tables.huffman", 128)}
+TABLES = {
+    2: ("qzc.tables.ans16", 16),
+    3: ("qzc.tables.ans256", 384),
+    4: ("qzc.tables.huffman", 128),
+    6: ("qzc.tables.escape16", 32),
+    8: ("qzc.tables.short16", 24),
+}
 
-# The tables of coders 2, 3 and 4: frequencies or code lengths of all symbols. Coder 5 uses those of coder 2.
+# The tables of coders 2, 3, 4, 6 and 8: frequencies or code lengths of all symbols, for coder 6 then the bytes they stand for.
+# Coder 5 uses those of coder 2.
 Banks = dict[int, list[list[int]]]
+# What JSON calls an object: a grid, a record object, an entry.
+Object = dict[str, object]
 
 
 class Member(NamedTuple):
@@ -40,98 +50,149 @@ class Member(NamedTuple):
 class Chunk(NamedTuple):
     codes: int
     coder: int
-    plane: int
     streams: int
     table: int
     payload: bytes
+    delta: int = 0
 
 
 class Coded(NamedTuple):
-    """A coded tensor on its way into a file; `maps` holds the scale and class map members."""
+    """A coded tensor on its way into a file; `maps` holds the class map members."""
 
     name: str
-    entry: dict[str, object]
+    entry: Object
     chunks: list[Chunk]
     maps: list[Member]
 
 
-def random_file(rng: np.random.Generator, *, any_order: bool = False) -> tuple[bytes, dict[str, Decoded]]:
-    """A random valid file and what it decodes to, ties included.
+class Records(NamedTuple):
+    """A record object. unit: 0 without interleave."""
 
-    With `any_order` the members are shuffled, as readers must not rely on their order.
-    """
+    fields: list[tuple[int, int]]
+    rotate: bool = False
+    unit: int = 0
+    lanes: int = 1
+
+    @property
+    def nbytes(self) -> int:
+        return sum(bits * count for bits, count in self.fields) // 8
+
+    def to_json(self) -> Object:
+        interleave = [self.unit, self.lanes] if self.unit else None
+        return {"fields": [list(field) for field in self.fields], "rotate": self.rotate, "interleave": interleave}
+
+
+class File(NamedTuple):
+    """A random file, what it decodes to, ties included, the bytes of the base's tensors, and the source if it is in it."""
+
+    data: bytes
+    expected: dict[str, Decoded]
+    base: dict[str, bytes]
+    source: bytes | None
+
+
+class Shared(NamedTuple):
+    """What the tensors of a file have in common, as it grows."""
+
+    grids: list[Object]
+    records: list[Records]
+    banks: Banks
+    base: dict[str, bytes]
+
+
+def random_file(rng: np.random.Generator, *, any_order: bool = False) -> File:
+    """With `any_order` the members are shuffled, as readers must not rely on their order."""
     names = [str(name) for name in rng.permutation(NAMES)]
     expected: dict[str, Decoded] = {}
     plain = [random_plain(rng, names.pop()) for _ in range(rng.integers(0, 4))]
     expected |= {member.name: Decoded(member.dtype, member.shape, member.data) for member in plain}
-    banks: Banks = {2: [], 3: [], 4: []}
-    grids: list[dict[str, object]] = []
+    shared = Shared([], [], no_tables(), {})
     coded = []
+    lossless = rng.random() < 0.4  # then the source can be restored
     for _ in range(rng.integers(0, 4)):
-        tensor, expected[tensor.name] = random_coded(rng, names.pop(), grids, banks)
+        make = random_lossless if lossless or rng.random() < 0.3 else random_quantized
+        tensor, expected[tensor.name] = make(rng, names.pop(), shared)
         coded.append(tensor)
     ties = {names.pop(): str(rng.choice(list(expected))) for _ in range(rng.integers(0, 3)) if expected}
     expected |= {name: expected[target] for name, target in ties.items()}
 
-    metadata = {"format": "qzc", "qzc.version": "0.1", "qzc.writer": "reference", "unknown key": "is ignored"}
+    metadata = {"format": "qzc", "qzc.version": "0.2", "qzc.writer": "reference", "unknown key": "is ignored"}
     metadata["qzc.coded"] = json.dumps({tensor.name: tensor.entry for tensor in coded}, ensure_ascii=False)
-    if grids:
-        metadata["qzc.grids"] = json.dumps(grids)
+    if shared.grids:
+        metadata["qzc.grids"] = json.dumps(shared.grids)
+    if shared.records:
+        metadata["qzc.records"] = json.dumps([records.to_json() for records in shared.records])
     if ties:
         metadata["qzc.ties"] = json.dumps(ties)
+    if shared.base:
+        metadata["qzc.base"] = json.dumps({"name": "a base"})
     if rng.random() < 0.5:
         metadata["qzc.source"] = json.dumps({"format": "pt"})
-    return seal(metadata, lay_out(plain, coded, banks, rng if any_order else None)), expected
+    extra: list[Member] = []
+    source = None
+    if lossless and rng.random() < 0.7:
+        source, described, extra = random_source(rng, expected)
+        metadata["qzc.source_file"] = json.dumps(described)
+    members = lay_out(plain, coded, shared.banks, extra, rng if any_order else None)
+    return File(seal(metadata, members), expected, shared.base, source)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The file around the tensors (sections 1, 4 and 7)
+# The file around the tensors (sections 1, 4, 7 and 8)
+
+
+def no_tables() -> Banks:
+    return {coder: [] for coder in TABLES}
 
 
 def lay_out(
     plain: list[Member],
     coded: list[Coded],
     banks: Banks,
+    extra: Sequence[Member] = (),
     shuffle: np.random.Generator | None = None,
 ) -> list[Member]:
     """All members but the checksums, in the order of section 1 or any other."""
     members = sorted(plain, key=lambda member: (-PLAIN_BITS[member.dtype], member.name))
     chunks: dict[str, list[Chunk]] = {}
+    index = b""
     for tensor in sorted(coded):
-        name, k = tensor.name, len(tensor.chunks)
-        chunks[f"{name}.qzc.payload"] = tensor.chunks
-        members.append(Member(f"{name}.qzc.payload", "U8", (0,), b""))
-        members.append(Member(f"{name}.qzc.chunks", "U8", (k, 32), bytes(32 * k)))
+        chunks[f"{tensor.name}.qzc.payload"] = tensor.chunks
+        members.append(Member(f"{tensor.name}.qzc.payload", "U8", (0,), b""))
         members += tensor.maps
+        index += b"".join(index_row(chunk) for chunk in tensor.chunks)
+    if index:
+        members.append(Member("qzc.chunks", "U8", (len(index) // 24, 24), index))
     for coder, (name, width) in TABLES.items():
         if banks[coder]:
             rows = b"".join(table_row(coder, table) for table in banks[coder])
             members.append(Member(name, "U8", (len(banks[coder]), width), rows))
+    members += extra
     if shuffle is not None:
         # numpy would make an array of the members, hence the indirection.
         members = [members[int(i)] for i in shuffle.permutation(len(members))]
 
-    # A payload's size depends on where it begins, the chunk index on its payload, wherever that is.
-    begin, indexes = 0, {}
+    begin = 0
     for number, member in enumerate(members):
-        if member.name in chunks:
-            payload, index = join_chunks(chunks[member.name], begin)
-            indexes[member.name.removesuffix("payload") + "chunks"] = index
+        if member.name in chunks:  # its size depends on where it begins
+            payload = join_chunks(chunks[member.name], begin)
             members[number] = member._replace(shape=(len(payload),), data=payload)
         begin += len(members[number].data)
-    return [member._replace(data=indexes.get(member.name, member.data)) for member in members]
+    return members
 
 
-def join_chunks(chunks: list[Chunk], begin: int) -> tuple[bytes, bytes]:
-    """(payload, chunk index) of a payload member at `begin`; the data begin on a multiple of 64 of the file."""
-    payload, index, alignment = b"", b"", 64
+def index_row(chunk: Chunk) -> bytes:
+    fields = (chunk.codes, chunk.table, chunk.coder, chunk.streams, chunk.delta, 0, xxh3(chunk.payload))
+    return struct.pack("<IIIBBBBQ", len(chunk.payload), *fields)
+
+
+def join_chunks(chunks: list[Chunk], begin: int) -> bytes:
+    """A payload member at `begin`; the data begin on a multiple of 64 of the file."""
+    payload, alignment = b"", 64
     for chunk in chunks:
-        payload += bytes(-(begin + len(payload)) % alignment)
+        payload += bytes(-(begin + len(payload)) % alignment) + chunk.payload
         alignment = 16
-        fields = (chunk.codes, chunk.table, chunk.coder, chunk.plane, chunk.streams, 0, xxh3(chunk.payload))
-        index += struct.pack("<QIIIBBBBQ", len(payload), len(chunk.payload), *fields)
-        payload += chunk.payload
-    return payload + bytes(-(begin + len(payload)) % 16 if chunks else 0), index
+    return payload + bytes(-(begin + len(payload)) % 16 if chunks else 0)
 
 
 def seal(metadata: dict[str, str], members: Sequence[Member]) -> bytes:
@@ -158,12 +219,39 @@ def seal(metadata: dict[str, str], members: Sequence[Member]) -> bytes:
     return start_of_file + b"".join(member.data for member in members) + checksums
 
 
+def random_source(rng: np.random.Generator, tensors: dict[str, Decoded]) -> tuple[bytes, Object, list[Member]]:
+    """A file that has all these tensors somewhere: (its bytes, `qzc.source_file`, the members that restore the rest)."""
+    source, rest = b"", b""
+    offsets: dict[str, int] = {}
+    for name in rng.permutation(list(tensors)).tolist():
+        gap = rng.bytes(int(rng.integers(0, 40) * rng.integers(0, 2)))
+        raw = tensors[name].raw
+        assert raw is not None
+        rest += gap
+        offsets[name] = len(source) + len(gap)
+        source += gap + raw
+    end = rng.bytes(int(rng.integers(0, 3)))
+    source, rest = source + end, rest + end
+    kind = str(rng.choice(["safetensors", "gguf"]))
+    described: Object = {"kind": kind, "nbytes": len(source), "xxh3": f"{xxh3(source):016x}"}
+    rows = struct.pack(f"<{len(offsets)}Q", *(offsets[name] for name in sorted(offsets)))
+    packed = zlib.compress(rest, int(rng.integers(0, 10)))
+    return (
+        source,
+        described,
+        [
+            Member("qzc.source.rest", "U8", (len(packed),), packed),
+            Member("qzc.source.offsets", "U8", (len(offsets), 8), rows),
+        ],
+    )
+
+
 def xxh3(data: bytes) -> int:
     return int(xxhash.xxh3_64_intdigest(data))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Random tensors (sections 1 and 3)
+# Random tensors (sections 1 to 3)
 
 
 def random_plain(rng: np.random.Generator, name: str) -> Member:
@@ -174,39 +262,40 @@ def random_plain(rng: np.random.Generator, name: str) -> Member:
     return Member(name, dtype, tuple(shape), rng.bytes(int(np.prod(shape)) * PLAIN_BITS[dtype] // 8))
 
 
-def random_coded(
-    rng: np.random.Generator, name: str, grids: list[dict[str, object]], banks: Banks
-) -> tuple[Coded, Decoded]:
+def random_quantized(rng: np.random.Generator, name: str, shared: Shared) -> tuple[Coded, Decoded]:
     dtype, shape = str(rng.choice(["F64", "F32", "F16", "BF16"])), random_shape(rng)
     rows, columns = (shape[0], int(np.prod(shape[1:]))) if shape else (1, 1)
     num_bits, symmetric = int(rng.integers(1, 9)), bool(rng.random() < 0.5)
-    width = next(width for width in (1, 2, 4, 8) if width >= num_bits)
     strategy, group_size = str(rng.choice(["tensor", "channel", "group"])), None
     scale_shape: tuple[int, ...] = (1,) if strategy == "tensor" else (rows, 1)
     if strategy == "group":
         group_size = int(rng.integers(1, columns + 3))
         scale_shape = (rows, -(-columns // group_size))
     scale_dtype, scale = random_scale(rng, scale_shape)
-    grid: dict[str, object] = {"num_bits": num_bits, "symmetric": symmetric, "strategy": strategy}
+    grid: Object = {"num_bits": num_bits, "symmetric": symmetric, "strategy": strategy}
     grid |= {"group_size": group_size, "scale_method": "absmax", "scale_dtype": SCALE_DTYPES[scale_dtype]}
-    if grid not in grids:
-        grids.append(grid | ({"unknown": 1} if rng.random() < 0.1 else {}))
-    entry: dict[str, object] = {"dtype": dtype, "shape": list(shape)}
-    entry["grid"] = next(i for i, other in enumerate(grids) if grid.items() <= other.items())
+    if grid not in shared.grids:
+        shared.grids.append(grid | ({"unknown": 1} if rng.random() < 0.1 else {}))
+    entry: Object = {"dtype": dtype, "shape": list(shape)}
+    entry["grid"] = next(i for i, other in enumerate(shared.grids) if grid.items() <= other.items())
+    records = random_records(rng, scale.itemsize)._replace(unit=0, lanes=1)
+    entry["scale"] = number_of(records, shared.records)
 
     codes = random_codes(rng, rows * columns, num_bits)
     row_class = rng.integers(0, rng.choice([2, 3, 256]), rows).astype(np.uint8) if rng.random() < 0.25 else None
     column_class = rng.integers(0, rng.choice([2, 4]), columns).astype(np.uint8) if rng.random() < 0.25 else None
     chunks = []
     for run in runs_of(codes.reshape(rows, columns), row_class, column_class):
-        chunks += random_chunks(rng, run, width, 0, banks)
+        chunks += random_chunks(rng, run, num_bits, shared.banks)
     zero_point = np.full(scale_shape, 0.5 if num_bits == 1 else 1 << (num_bits - 1), np.float32)
     if not symmetric:
         zeros = random_codes(rng, scale.size, num_bits)
-        chunks += random_chunks(rng, [int(zero) for zero in zeros], width, 1, banks)
+        chunks += random_chunks(rng, [int(zero) for zero in zeros], num_bits, shared.banks)
         zero_point = zeros.astype(np.float32).reshape(scale_shape)
+    for (bits, _), plane in zip(records.fields, take_apart(scale.tobytes(), records), strict=True):
+        chunks += random_chunks(rng, plane, bits, shared.banks)
 
-    maps = [Member(f"{name}.qzc.scale", scale_dtype, scale_shape, scale.tobytes())]
+    maps = []
     if row_class is not None:
         maps.append(Member(f"{name}.qzc.row_class", "U8", (rows,), row_class.tobytes()))
     if column_class is not None:
@@ -219,6 +308,109 @@ def random_coded(
         weights[r, c] = np.float32(np.float32(codes[r * columns + c]) - zero_point[at]) * exact[at]
     expected = Decoded(dtype, shape, None, codes.reshape(shape), zero_point, exact, weights.reshape(shape))
     return Coded(name, entry, chunks, maps), expected
+
+
+def random_lossless(rng: np.random.Generator, name: str, shared: Shared) -> tuple[Coded, Decoded]:
+    kind = rng.random()
+    if kind < 0.25:
+        return random_palette(rng, name, shared)
+    records = random_records(rng, int(rng.choice([1, 2, 4, 8, 3, 18, 144])))
+    spans = int(rng.integers(0, 2000) // (records.nbytes * records.lanes) if rng.random() < 0.9 else 0)
+    raw = random_bytes(rng, spans * records.nbytes * records.lanes)
+    entry, expected = random_entry(rng, raw, number_of(records, shared.records))
+    planes, theirs = take_apart(raw, records), None
+    if kind < 0.5:
+        changed = np.frombuffer(raw, np.uint8) ^ (rng.random(len(raw)) < 0.1)
+        shared.base[name] = changed.astype(np.uint8).tobytes()
+        entry["base"] = f"{xxh3(shared.base[name]):016x}"
+        theirs = take_apart(shared.base[name], records)
+    chunks = []
+    for number, ((bits, _), plane) in enumerate(zip(records.fields, planes, strict=True)):
+        chunks += random_chunks(rng, plane, bits, shared.banks, theirs[number] if theirs else None)
+    return Coded(name, entry, chunks, []), expected
+
+
+def random_palette(rng: np.random.Generator, name: str, shared: Shared) -> tuple[Coded, Decoded]:
+    size, p = int(rng.choice([1, 2, 4, 8])), int(rng.choice([1, 2, 3, 5, 16, 17, 256]))
+    values, numbers = rng.bytes(p * size), rng.integers(0, p, rng.integers(0, 600)).tolist()
+    raw = b"".join(values[size * i : size * i + size] for i in numbers)
+    entry, expected = random_entry(rng, raw, number_of(Records([(8, size)]), shared.records))
+    entry["palette"] = p
+    bits = next(bits for bits in range(1, 9) if 2**bits >= p)
+    chunks = random_chunks(rng, numbers, bits, shared.banks) + random_chunks(rng, list(values), 8, shared.banks)
+    return Coded(name, entry, chunks, []), expected
+
+
+def random_entry(rng: np.random.Generator, raw: bytes, records: int) -> tuple[Object, Decoded]:
+    """The entry of a lossless tensor of these bytes, of any dtype that can have them."""
+    known = [dtype for dtype, bits in PLAIN_BITS.items() if 8 * len(raw) % bits == 0]
+    if rng.random() < 0.2:
+        shape = random_shape(rng)
+        entry: Object = {"dtype": "Q4_K", "shape": list(shape), "nbytes": len(raw)}
+        if rng.random() < 0.3:
+            entry["dtype"], shape = "F4", (3, 5)  # does not fill whole bytes
+            entry["shape"] = list(shape)
+    else:
+        dtype = str(rng.choice(known))
+        count = 8 * len(raw) // PLAIN_BITS[dtype]
+        shape = (count,) if count % 3 or rng.random() < 0.5 else (3, count // 3)
+        if count == 1 and rng.random() < 0.5:
+            shape = ()
+        entry = {"dtype": dtype, "shape": list(shape)}
+    if rng.random() < 0.1:
+        entry["unknown"] = None
+    return entry | {"records": records}, Decoded(str(entry["dtype"]), shape, raw)
+
+
+def random_records(rng: np.random.Generator, size: int) -> Records:
+    fields: list[tuple[int, int]] = []
+    left = 8 * size
+    while left:
+        bits = int(rng.integers(1, min(8, left) + 1))
+        count = int(rng.integers(1, left // bits + 1)) if rng.random() < 0.5 else 1
+        if len(fields) == 60:
+            bits, count = 1, left
+        fields.append((bits, count))
+        left -= bits * count
+    if rng.random() < 0.3:
+        fields = [(8, size)]
+    unit, lanes = 0, 1
+    if rng.random() < 0.3:
+        unit = int(rng.choice([unit for unit in range(1, size + 1) if size % unit == 0]))
+        lanes = int(rng.integers(1, 5))
+    return Records(fields, size in (1, 2, 4, 8) and bool(rng.random() < 0.5), unit, lanes)
+
+
+def number_of(records: Records, known: list[Records]) -> int:
+    if records not in known:
+        known.append(records)
+    return known.index(records)
+
+
+def random_bytes(rng: np.random.Generator, size: int) -> bytes:
+    kind = rng.random()
+    if kind < 0.2:
+        return rng.bytes(size)
+    if kind < 0.4:
+        return rng.normal(0, 0.1, size // 4 + 1).astype(np.float32).tobytes()[:size]
+    return rng.choice(np.array([0, 1, 2, 128, 255], np.uint8), size, p=[0.6, 0.1, 0.1, 0.1, 0.1]).tobytes()
+
+
+def take_apart(data: bytes, records: Records) -> list[list[int]]:
+    """The planes of bytes: the codes of each field."""
+    array = np.frombuffer(data, np.uint8)
+    if records.unit:
+        spans = array.reshape(-1, records.nbytes // records.unit, records.lanes, records.unit)
+        array = spans.transpose(0, 2, 1, 3)
+    bits = np.unpackbits(array.reshape(-1, records.nbytes), axis=1, bitorder="little")
+    if records.rotate:
+        bits = np.roll(bits, 1, axis=1)
+    planes, at = [], 0
+    for width, count in records.fields:
+        field = bits[:, at : at + width * count].reshape(-1, width).astype(int)
+        planes.append([int(code) for code in field @ (1 << np.arange(width))])
+        at += width * count
+    return planes
 
 
 def random_shape(rng: np.random.Generator) -> tuple[int, ...]:
@@ -266,45 +458,81 @@ def runs_of(
 # Random chunks and tables (sections 4 and 6)
 
 
-def random_chunks(rng: np.random.Generator, run: list[int], width: int, plane: int, banks: Banks) -> list[Chunk]:
+def random_chunks(
+    rng: np.random.Generator, run: list[int], bits: int, banks: Banks, base: list[int] | None = None
+) -> list[Chunk]:
+    width = next(width for width in (1, 2, 4, 8) if width >= bits)
     unit = 8 // width
     cuts = {int(cut) * unit for cut in rng.integers(0, len(run) // unit + 1, rng.integers(0, 3))}
     edges = sorted(cuts | {0, len(run)})
-    return [random_chunk(rng, run[start:stop], width, plane, banks) for start, stop in itertools.pairwise(edges)]
+    chunks = []
+    for start, stop in itertools.pairwise(edges):
+        codes, delta = run[start:stop], 0
+        if base is not None:
+            delta, pairs = int(rng.integers(3)), list(zip(codes, base[start:stop], strict=True))
+            codes = [
+                code ^ other if delta == 1 else (code - other) % 2**bits if delta else code for code, other in pairs
+            ]
+        chunks.append(random_chunk(rng, codes, width, banks)._replace(delta=delta))
+    return chunks
 
 
-def random_chunk(rng: np.random.Generator, codes: list[int], width: int, plane: int, banks: Banks) -> Chunk:
+def random_chunk(rng: np.random.Generator, codes: list[int], width: int, banks: Banks) -> Chunk:
     """The first of a random order of coders that does not grow; raw never does."""
     buffer = pack(codes, width)
-    for coder in (int(coder) for coder in rng.permutation(6)):
+    for coder in (int(coder) for coder in rng.permutation([0, 1, 2, 3, 4, 5, 6, 8])):
         if coder == 0 or (coder == 1 and len(set(buffer)) == 1):
-            return Chunk(len(codes), coder, plane, 0, 0, buffer if coder == 0 else buffer[:1])
+            return Chunk(len(codes), coder, 0, 0, buffer if coder == 0 else buffer[:1])
         if coder < 2:
             continue
+        if coder == 6:
+            chunk = random_escape_chunk(rng, buffer, banks[6])
+            if chunk is None:
+                continue
+            return chunk._replace(codes=len(codes))
         low, coded = split(buffer) if coder == 5 else (b"", buffer)  # what has symbols
         kind = 2 if coder == 5 else coder  # of table
-        streams = int(rng.integers(1, 2 + len(coded) // 300)) if coder != 4 else 0
+        streams = int(rng.integers(1, 2 + len(coded) // 300)) if coder not in (4, 8) else 0
         if streams and (streams - 1) * stream_size(len(coded), streams) >= len(coded):
             continue
-        symbols = {nibble for byte in coded for nibble in (byte & 15, byte >> 4)} if kind == 2 else set(coded)
+        symbols = {nibble for byte in coded for nibble in (byte & 15, byte >> 4)} if kind in (2, 8) else set(coded)
         known = [table for table in banks[kind] if all(table[symbol] for symbol in symbols)]
         shared = bool(known) and rng.random() < 0.3
         table = known[0] if shared else random_table(rng, kind, coded)
-        payload = low + (encode_huffman(coded, table) if kind == 4 else encode_ans(coded, table, kind, streams))
+        if kind == 8:
+            payload = encode_short(coded, table)
+        else:
+            payload = low + (encode_huffman(coded, table) if kind == 4 else encode_ans(coded, table, kind, streams))
         if len(payload) <= len(buffer):
             if not shared:
                 banks[kind].append(table)
-            return Chunk(len(codes), coder, plane, streams, banks[kind].index(table), payload)
+            return Chunk(len(codes), coder, streams, banks[kind].index(table), payload)
         if rng.random() < 0.05:
             banks[kind].append(table)  # a row that no chunk needs is no error
     raise AssertionError("raw always fits")
 
 
+def random_escape_chunk(rng: np.random.Generator, buffer: bytes, bank: list[list[int]]) -> Chunk | None:
+    """None if it would grow."""
+    values = sorted({int(value) for value in rng.choice(list(buffer), rng.integers(1, 16))})
+    symbols = escape(buffer, values)[0]
+    frequencies = random_table(rng, 2, pack([*symbols, *range(len(values)), 15, 15], 4))
+    frequencies = [*frequencies[: len(values)], *[0] * (15 - len(values)), 256 - sum(frequencies[: len(values)])]
+    if frequencies[15] > 255:
+        return None
+    table = [*frequencies, *values, *[0] * (15 - len(values))]
+    payload = encode_escape(buffer, table, 1)
+    if len(payload) > len(buffer):
+        return None
+    bank.append(table)
+    return Chunk(0, 6, 1, len(bank) - 1, payload)
+
+
 def random_table(rng: np.random.Generator, coder: int, buffer: bytes) -> list[int]:
     """Any valid table that knows every symbol of the buffer, often one that suits it."""
-    symbols, total = {2: (16, 256), 3: (256, 4096), 4: (256, 2048)}[coder]
+    symbols, total = {2: (16, 256), 3: (256, 4096), 4: (256, 2048), 8: (16, 4096)}[coder]
     nibbles = [nibble for byte in buffer for nibble in (byte & 15, byte >> 4)]
-    counts = np.bincount(np.array(nibbles if coder == 2 else list(buffer)), minlength=symbols).astype(float)
+    counts = np.bincount(np.array(nibbles if coder in (2, 8) else list(buffer)), minlength=symbols).astype(float)
     if coder == 4 and np.count_nonzero(counts) == 1 and rng.random() < 0.5:
         return [int(count > 0) for count in counts]
     counts[rng.integers(0, symbols, rng.integers(0, 4))] += rng.random() + 1e-9
@@ -336,7 +564,9 @@ def random_table(rng: np.random.Generator, coder: int, buffer: bytes) -> list[in
 def table_row(coder: int, table: Sequence[int]) -> bytes:
     if coder == 2:
         return bytes(table)
-    if coder == 3:
+    if coder == 6:
+        return bytes([*table, 0])
+    if coder in (3, 8):
         return b"".join((a | b << 12).to_bytes(3, "little") for a, b in zip(table[::2], table[1::2], strict=True))
     return bytes(a | b << 4 for a, b in zip(table[::2], table[1::2], strict=True))
 
@@ -356,6 +586,29 @@ def split(buffer: bytes) -> tuple[bytes, bytes]:
     return pack([v % 16 for v in moved], 4), pack([v // 16 for v in moved], 4)
 
 
+def escape(buffer: bytes, values: Sequence[int]) -> tuple[list[int], bytes]:
+    """The symbols of coder 6, and the bytes that have none."""
+    symbols = [values.index(byte) if byte in values else 15 for byte in buffer]
+    return symbols, bytes(byte for byte in buffer if byte not in values)
+
+
+def encode_escape(buffer: bytes, table: Sequence[int], streams: int) -> bytes:
+    symbols, escaped = escape(buffer, table[16 : 16 + sum(frequency > 0 for frequency in table[:15])])
+    return struct.pack("<I", len(escaped)) + escaped + encode_ans(pack(symbols, 4), table[:16], 2, streams)
+
+
+def encode_short(buffer: bytes, frequencies: Sequence[int]) -> bytes:
+    states, words = [2**16, 2**16], []
+    nibbles = [nibble for byte in buffer for nibble in (byte & 15, byte >> 4)]
+    for i in reversed(range(len(nibbles))):
+        x, f = states[i % 2], frequencies[nibbles[i]]
+        if x >= f * 2**20:
+            words.append(x % 2**16)
+            x //= 2**16
+        states[i % 2] = x // f * 2**12 + x % f + sum(frequencies[: nibbles[i]])
+    return struct.pack(f"<2I{len(words)}H", *states, *reversed(words))
+
+
 def stream_size(n: int, streams: int) -> int:
     return -(-n // (32 * streams)) * 32
 
@@ -363,9 +616,18 @@ def stream_size(n: int, streams: int) -> int:
 def encode_ans(buffer: bytes, frequencies: Sequence[int], coder: int, streams: int) -> bytes:
     q = stream_size(len(buffer), streams)
     parts = [encode_ans_stream(buffer[k * q : (k + 1) * q], frequencies, coder) for k in range(streams)]
-    sizes = struct.pack(f"<{streams}I", *(len(words) for _, words in parts))
-    states = b"".join(struct.pack("<32I", *states) for states, _ in parts)
+    sizes = struct.pack(f"<{streams - 1}I", *(len(words) for _, words in parts[:-1]))
+    states = b"".join(pack_states(states) for states, _ in parts)
     return sizes + states + b"".join(struct.pack(f"<{len(words)}H", *words) for _, words in parts)
+
+
+def pack_states(states: Sequence[int]) -> bytes:
+    """32 numbers of 17 to 32 bits: how many bits, the low halves, and of the high ones what is below the highest bit."""
+    lengths = [state.bit_length() - 17 for state in states]
+    bits = "".join(format(x >> 16, "b")[:0:-1] for x in states)  # the lowest bit first
+    bits += "0" * (-len(bits) % 16)
+    high = bytes(int(bits[i : i + 8][::-1], 2) for i in range(0, len(bits), 8))
+    return pack(lengths, 4) + struct.pack("<32H", *(state % 2**16 for state in states)) + high
 
 
 def encode_ans_stream(data: bytes, frequencies: Sequence[int], coder: int) -> tuple[list[int], list[int]]:

@@ -11,8 +11,9 @@ from typing import Any, cast
 
 import xxhash
 
-ROW = struct.Struct("<QIIIBBBBQ")  # a row of the chunk index
-FIELDS = ("offset", "nbytes", "codes", "table", "coder", "plane", "streams", "reserved", "checksum")
+ROW = struct.Struct("<IIIBBBBQ")  # a row of the chunk index
+FIELDS = ("nbytes", "codes", "table", "coder", "streams", "delta", "reserved", "checksum")
+INDEX, PAYLOAD = "qzc.chunks", ".qzc.payload"
 
 Header = dict[str, Any]
 
@@ -33,19 +34,18 @@ def put_together(header: Header, body: bytes | bytearray, *, chunks: bool = True
 
 
 def resign(data: bytes, *, chunks: bool = True) -> bytes:
-    """The file with all its checksums made good; with `chunks` those in the chunk indexes as well."""
+    """The file with all its checksums made good; with `chunks` those in the chunk index as well."""
     result = bytearray(data)
     with suppress(*_NONSENSE):
         header, _ = take_apart(data)
         start = 8 + int.from_bytes(data[:8], "little")
         spans = {name: entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"}
-        for name in spans:
-            if chunks and name.endswith(".qzc.chunks"):
-                with suppress(*_NONSENSE):
-                    _sign_chunks(result, start, spans[name], spans[name.removesuffix("chunks") + "payload"])
+        if chunks:
+            with suppress(*_NONSENSE):
+                _sign_chunks(result, start, spans)
         begin, end = spans.pop("qzc.checksums")
         rows = [
-            0 if name.endswith(".qzc.payload") else _xxh3(result[start + span[0] : start + span[1]])
+            0 if name.endswith(PAYLOAD) else _xxh3(result[start + span[0] : start + span[1]])
             for name, span in sorted(spans.items(), key=lambda item: (*item[1], item[0]))
         ]
         rows.append(_xxh3(result[:start]))
@@ -86,31 +86,60 @@ def edit_member(data: bytes, name: str, edit: Callable[[bytearray], None], *, ch
 
 
 def edit_rows(data: bytes, tensor: str, **fields: list[int]) -> bytes:
-    """The file with other values in columns of a chunk index, signed; the chunks' own checksums if they are not given."""
+    """The file with other values in the rows of a tensor in the chunk index, signed; not the chunks if `checksum` is given."""
+    header, body = take_apart(data)
+    found = places(header, body)
+    count, first = len(found[tensor]), sum(len(offsets) for name, offsets in found.items() if name < tensor)
 
     def change(member: bytearray) -> None:
         rows: list[dict[str, int]] = [dict(zip(FIELDS, row, strict=True)) for row in ROW.iter_unpack(member)]
         for field, values in fields.items():
-            for row, value in zip(rows, values, strict=True):
+            for row, value in zip(rows[first : first + count], values, strict=True):
                 row[field] = value
         member[:] = b"".join(ROW.pack(*row.values()) for row in rows)
 
-    return edit_member(data, f"{tensor}.qzc.chunks", change, chunks="checksum" not in fields)
+    return edit_member(data, INDEX, change, chunks="checksum" not in fields)
 
 
 def column(data: bytes, tensor: str, field: str) -> list[int]:
-    """One column of the chunk index of a tensor."""
+    """One column of the rows of a tensor in the chunk index; `offset` is where the chunks start in the payload."""
     header, body = take_apart(data)
-    begin, end = header[f"{tensor}.qzc.chunks"]["data_offsets"]
-    return [row[FIELDS.index(field)] for row in ROW.iter_unpack(body[begin:end])]
+    found = places(header, body)
+    if field == "offset":
+        return found[tensor]
+    first = sum(len(offsets) for name, offsets in found.items() if name < tensor)
+    begin, end = header[INDEX]["data_offsets"]
+    rows = [row[FIELDS.index(field)] for row in ROW.iter_unpack(body[begin:end])]
+    return rows[first : first + len(found[tensor])]
 
 
-def _sign_chunks(data: bytearray, start: int, index: list[int], payload: list[int]) -> None:
-    for at in range(start + index[0], start + index[1] - ROW.size + 1, ROW.size):
-        row = ROW.unpack_from(data, at)
-        begin = start + payload[0] + row[0]
-        chunk = data[begin : min(begin + row[1], start + payload[1])]
-        ROW.pack_into(data, at, *row[:8], _xxh3(chunk))
+def places(header: Header, body: bytes | bytearray) -> dict[str, list[int]]:
+    """Coded tensor, in the order of the index -> where its chunks start in its payload."""
+    spans = {name: entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"}
+    begin, end = spans.get(INDEX, (0, 0))
+    return _places([row[0] for row in ROW.iter_unpack(body[begin:end])], spans)
+
+
+def _places(sizes: list[int], spans: dict[str, list[int]]) -> dict[str, list[int]]:
+    """The sizes of the chunks say it all: there are no more in a payload once the next could only start at its end."""
+    left, found = iter(sizes), dict[str, list[int]]()
+    for name in sorted(name.removesuffix(PAYLOAD) for name in spans if name.endswith(PAYLOAD)):
+        begin, end = spans[name + PAYLOAD]
+        found[name], position = [], begin + -begin % 64
+        while position < end and (size := next(left, None)) is not None:
+            found[name].append(position - begin)
+            position += size + -(position + size) % 16
+    return found
+
+
+def _sign_chunks(data: bytearray, start: int, spans: dict[str, list[int]]) -> None:
+    first, stop = (start + at for at in spans[INDEX])
+    sizes = [row[0] for row in ROW.iter_unpack(data[first:stop])]
+    offsets = [(name, offset) for name, offsets in _places(sizes, spans).items() for offset in offsets]
+    for at, (name, offset) in zip(range(first, stop, ROW.size), offsets, strict=False):
+        row, (begin, end) = ROW.unpack_from(data, at), spans[name + PAYLOAD]
+        chunk = data[start + begin + offset : start + min(begin + offset + row[0], end)]
+        ROW.pack_into(data, at, *row[:7], _xxh3(chunk))
 
 
 def _xxh3(data: bytes | bytearray) -> int:

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from qzc.codec.packing import pack_codes
-from qzc.codec.planes import encode_tensor
+from qzc.codec.planes import PLAIN, encode_tensor
 from qzc.codec.tensor import QuantizationArgs, QuantizedTensor, ScaleDtype, Strategy, matrix_shape
 from qzc.formats.dtypes import file_bytes, safetensors_dtype
-from qzc.formats.profile import CODED_DTYPES, CodedTensor, Profile
+from qzc.formats.profile import QUANTIZED_DTYPES, CodedTensor, Profile
 from qzc.formats.writer import UncodedTensor, Writer
 
 STRATEGIES: tuple[Strategy, ...] = ("tensor", "channel", "group")
@@ -64,9 +64,8 @@ def written(
     """A file as the writer makes it, with a coder for each tensor (by default `ans`)."""
     coded = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, QuantizedTensor)}
     plain = {name: tensor for name, tensor in tensors.items() if not isinstance(tensor, QuantizedTensor)}
-    profile = Profile(
-        {name: CodedTensor(t.dtype, t.shape, t.args) for name, t in coded.items()}, dict(ties or {}), None, "a test"
-    )
+    entries = {name: CodedTensor(t.dtype, t.shape, t.args, PLAIN[t.scale.dtype.itemsize]) for name, t in coded.items()}
+    profile = Profile(entries, dict(ties or {}), None, "a test")
     uncoded = {name: UncodedTensor(safetensors_dtype(a.dtype), a.shape, a.nbytes) for name, a in plain.items()}
     stream = io.BytesIO()
     writer = Writer(stream, profile, uncoded, chunk_codes=chunk_codes, class_maps=list(coded))
@@ -74,7 +73,7 @@ def written(
         if name in plain:
             writer.write_uncoded(name, [file_bytes(plain[name])])
         else:
-            writer.write_coded(
+            writer.write_quantized(
                 name, encode_tensor(coded[name], (coders or {}).get(name, "ans"), chunk_codes), coded[name]
             )
     writer.finish()
@@ -108,7 +107,7 @@ def quantized_tensors(draw: st.DrawFn) -> QuantizedTensor:
         draw(grids()),
         seed=draw(st.integers(0, 2**32 - 1)),
         spread=draw(st.sampled_from([0, 0.02, 0.15, 1])),
-        dtype=draw(st.sampled_from(CODED_DTYPES)),
+        dtype=draw(st.sampled_from(QUANTIZED_DTYPES)),
         row_classes=draw(st.sampled_from([0, 0, 1, 3, 256])),
         column_classes=draw(st.sampled_from([0, 0, 1, 3, 256])),
     )

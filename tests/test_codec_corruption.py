@@ -14,14 +14,15 @@ from numpy.typing import NDArray
 from qzc.codec.chunks import decode_chunk
 from qzc.codec.coder import CODERS, Coder, Table
 from qzc.codec.errors import CorruptionError, UnsupportedError
+from qzc.codec.escape_table import EscapeTable
 from qzc.codec.histogram import byte_counts
 from qzc.codec.huffman_code import CodeLengths
 from qzc.codec.kernels.select import ans_kernels, batch_kernels
 from qzc.codec.model import FrequencyTable
-from tests import reference_decoder
+from tests import reference_coders
 
-CODED = [CODERS[2], CODERS[3], CODERS[4], CODERS[5]]
-ANS16, HUFFMAN, SPLIT8 = CODERS[2], CODERS[4], CODERS[5]
+CODED = [coder for coder in CODERS.values() if coder.table_nbytes]
+ANS16, HUFFMAN, SPLIT8, SHORT16 = CODERS[2], CODERS[4], CODERS[5], CODERS[8]
 GUARD = 64
 
 
@@ -42,7 +43,7 @@ def sample(coder: Coder, size: int, seed: int = 0) -> tuple[NDArray[np.uint8], T
     data = nibbles[0] | nibbles[1] << 4
     table = coder.fit(byte_counts(data))
     assert table is not None
-    streams = 0 if coder is HUFFMAN else 1 + (size > 300)
+    streams = 0 if not coder.default_streams(1) else 1 + (size > 300)
     return data, table, streams, coder.encode(data, table, streams).tobytes()
 
 
@@ -61,12 +62,16 @@ def decodes(coder: Coder, payload: bytes, table: Table | None, size: int, stream
 def reference_decodes(coder: Coder, payload: bytes, table: Table, size: int, streams: int) -> bytes | None:
     try:
         if isinstance(table, CodeLengths):
-            return reference_decoder.decode_huffman(payload, table.lengths.tolist(), size, "")
+            return reference_coders.decode_huffman(payload, table.lengths.tolist(), size, "")
+        if coder is SHORT16:
+            return reference_coders.decode_short(payload, table.frequencies.tolist(), size, "")
         if streams < 1:
             return None
+        if isinstance(table, EscapeTable):
+            return reference_coders.decode_escape(payload, table.row.tolist(), streams, size, "")
         if coder is SPLIT8:
-            return reference_decoder.decode_split(payload, table.frequencies.tolist(), streams, size, "")
-        return reference_decoder.decode_ans(payload, table.frequencies.tolist(), coder.id, streams, size, "")
+            return reference_coders.decode_split(payload, table.frequencies.tolist(), streams, size, "")
+        return reference_coders.decode_ans(payload, table.frequencies.tolist(), coder.id, streams, size, "")
     except ValueError:
         return None
 
@@ -130,7 +135,7 @@ def test_nothing_is_read_or_written_behind_the_arrays(coder: Coder, fenced: Call
     rng = np.random.default_rng(4)
     for size in (1, 64, 65, 4000, 70_000):
         data, table, streams, payload = sample(coder, size)
-        if coder is not HUFFMAN and size == 70_000:
+        if streams and size == 70_000:
             streams = 4
             payload = coder.encode(data, table, 4).tobytes()
         source, out, original = fenced(len(payload)), fenced(size), fenced(size)
@@ -154,28 +159,45 @@ def test_noise_and_wrong_sizes(coder: Coder) -> None:
     _, table, streams, payload = sample(coder, 700)
     for size in (1, 10, 64, 65, 699, 701, 5000, 1_000_000):
         assert decodes(coder, payload, table, size, streams) is None
-    for length in (0, 1, 39, 40, 41, 131, 132, 133, 500, 4000):
+    for length in (0, 1, 39, 40, 41, 79, 80, 81, 163, 164, 165, 500, 4000):
         assert decodes(coder, rng.bytes(length), table, 700, streams) is None
     for other in (0, 3, 4, 5, 255, 256, 1 << 31, -1, -(1 << 40)):
-        if coder is not HUFFMAN:
+        if streams:
             assert decodes(coder, payload, table, 700, other) is None
 
 
-@pytest.mark.parametrize("words", [(0, 0), (2**32 - 1, 1), (2**31, 2**31), (2**32 - 1, 2**32 - 1), (1, 0)])
-def test_hostile_word_counts(words: tuple[int, int]) -> None:
-    _, table, _, payload = sample(ANS16, 700)
-    assert decodes(ANS16, struct.pack("<2I", *words) + payload[8:], table, 700, 2) is None
+@pytest.mark.parametrize("words", [0, 1, 2**31, 2**31 - 1, 2**32 - 1])
+@pytest.mark.parametrize("stream", [0, 1])
+def test_hostile_word_counts(words: int, stream: int) -> None:
+    data, table, _, _ = sample(ANS16, 700)
+    payload = ANS16.encode(data, table, 3).tobytes()
+    sizes = list(struct.unpack_from("<2I", payload))
+    sizes[stream] = words
+    assert decodes(ANS16, struct.pack("<2I", *sizes) + payload[8:], table, 700, 3) is None
+
+
+@pytest.mark.parametrize("coder", [ANS16, CODERS[3], SPLIT8], ids=lambda coder: coder.name)
+@pytest.mark.parametrize("lengths", [b"\0" * 16, b"\xff" * 16, b"\xff" * 8 + b"\0" * 8])
+def test_hostile_lengths_of_states(coder: Coder, lengths: bytes) -> None:
+    """More or fewer bits than there are: what follows is taken for something else, and must not fit."""
+    _, table, streams, payload = sample(coder, 700)
+    at = (350 if coder is SPLIT8 else 0) + 4 * (streams - 1)
+    damaged = payload[:at] + lengths + payload[at + 16 :]
+    assert decodes(coder, damaged, table, 700, streams) is None
+    assert decodes(coder, damaged[: at + 100], table, 700, streams) is None
 
 
 def test_words_moved_from_one_stream_to_another() -> None:
-    """The sum of the sizes is right, so the streams themselves have to notice."""
-    for coder in CODED:
+    """The sizes fill the payload, so the streams themselves have to notice."""
+    for coder in (ANS16, CODERS[3], HUFFMAN, SPLIT8):
         _, table, streams, payload = sample(coder, 700)
-        count, at = 10 if coder is HUFFMAN else 2, 350 if coder is SPLIT8 else 0
+        count, at = 10 if coder is HUFFMAN else streams - 1, 350 if coder is SPLIT8 else 0
         sizes = list(struct.unpack_from(f"<{count}I", payload, at))
-        for delta in (1, 5, sizes[1]):
-            moved = struct.pack(f"<{count}I", sizes[0] + delta, sizes[1] - delta, *sizes[2:])
-            damaged = payload[:at] + moved + payload[at + len(moved) :]
+        for delta in (1, 5, -1, -sizes[0]):
+            moved = [sizes[0] + delta, *sizes[1:]]
+            if coder is HUFFMAN:
+                moved[1] -= delta
+            damaged = payload[:at] + struct.pack(f"<{count}I", *moved) + payload[at + 4 * count :]
             assert decodes(coder, damaged, table, 700, streams) is None
 
 
@@ -203,14 +225,27 @@ def test_unused_bits_must_be_zero() -> None:
     data, ans_table, _, encoded = sample(ANS16, 33)
     assert decodes(ANS16, encoded, ans_table, 33, 1) == data.tobytes()
     damaged = bytearray(encoded)
-    damaged[4 + 4 * 16 + 1] = 1  # lane 16 holds tail bytes 32 and 33; there is no byte 33
+    damaged[16 + 2 * 16 + 1] = 1  # lane 16 holds tail bytes 32 and 33; there is no byte 33
     assert decodes(ANS16, bytes(damaged), ans_table, 33, 1) is None
     data, split_table, _, encoded = sample(SPLIT8, 33)
     assert decodes(SPLIT8, encoded, split_table, 33, 1) == data.tobytes()
-    for place in (16, 17 + 4 + 4 * 8):  # the last low nibble, and the last high one, in lane 8 of the states
+    for place in (16, 17 + 16 + 2 * 8):  # the last low nibble, and the last high one, in lane 8 of the states
         damaged = bytearray(encoded)
         damaged[place] |= 0x10
         assert decodes(SPLIT8, bytes(damaged), split_table, 33, 1) is None
+
+
+@pytest.mark.parametrize("size", [66, 67, 68, 70, 90, 700])
+def test_unused_bits_of_states_must_be_zero(size: int) -> None:
+    data, table, _, _ = sample(ANS16, size)
+    payload = ANS16.encode(data, table, 1).tobytes()
+    assert decodes(ANS16, payload, table, size, 1) == data.tobytes()
+    bits = sum((byte & 15) + (byte >> 4) for byte in payload[:16])
+    assert bits % 16
+    for bit in range(bits, -(-bits // 16) * 16):
+        damaged = bytearray(payload)
+        damaged[80 + bit // 8] ^= 1 << bit % 8
+        assert decodes(ANS16, bytes(damaged), table, size, 1) is None
 
 
 @pytest.mark.parametrize(

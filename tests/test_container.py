@@ -1,5 +1,6 @@
 """The `.qzc` container: what is written reads back, in whole and by rows, through our reader and through others."""
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,16 @@ from qzc.codec.errors import (
     CorruptionError,
     InvalidArgumentError,
 )
+from qzc.codec.records import Records
 from qzc.codec.tensor import QuantizationArgs, QuantizedTensor, matrix_shape
+from qzc.formats.dtypes import numpy_dtype
 from qzc.formats.reader import Reader
 from qzc.model import Model, load_file
 from qzc.save import save_file
-from tests.containers import as_decoded, assert_equal
-from tests.reference_decoder import code_order, decode_file
-from tests.reference_encoder import random_file
+from tests.builders import Lossless, Plan, Source, build
+from tests.containers import as_decoded, assert_equal, based, check_all
+from tests.reference_decoder import Decoded, code_order, decode_file, restore_source
+from tests.reference_encoder import random_bytes, random_file, random_records, random_source
 from tests.resign import column, take_apart
 from tests.strategies import CODERS, STRATEGIES, quantized, quantized_tensors, written
 from tests.test_reference import assert_same
@@ -91,14 +95,58 @@ def test_what_is_written_reads_back(
     assert [name for name, _ in safetensors.deserialize(data)]  # type: ignore[no-untyped-call]
 
 
+@pytest.mark.parametrize("coder", CODERS)
+@pytest.mark.parametrize("seed", range(12))
+def test_lossless_tensors_read_back(path: Path, seed: int, coder: str) -> None:
+    """Of all records, with palettes and bases, and the source of the file as well."""
+    rng = np.random.default_rng(seed)
+    tensors: dict[str, Lossless | NDArray[Any]] = {"plain": rng.integers(0, 99, (2, 3))}
+    for i, size in enumerate((1, 2, 4, 8, 3, 18, 144)):
+        fields, rotate, unit, lanes = random_records(rng, size)
+        records = Records(tuple(fields), rotate, (unit, lanes) if unit else None)
+        data = random_bytes(rng, int(rng.integers(0, 3000)) // records.span * records.span)
+        base = random_bytes(rng, len(data)) if rng.random() < 0.3 else None
+        tensors[f"{i}"] = Lossless("Q9", (i, 3), data, records, base=base)
+        if size in (1, 2, 4, 8):
+            few = bytes(rng.choice(np.array([0, 1, 77], np.uint8), 500).repeat(size))
+            tensors[f"few.{i}"] = Lossless("U8", (5, 100 * size), few, Records(((8, size),)), palette=True)
+    tensors["f"] = Lossless("BF16", (40, 30), random_bytes(rng, 2400), Records(((3, 1), (8, 1), (5, 1)), rotate=True))
+    ties = {"tied": "f"}
+    raw = {name: tensor.data if isinstance(tensor, Lossless) else tensor.tobytes() for name, tensor in tensors.items()}
+    raw |= {name: raw[target] for name, target in ties.items()}
+    expected = {name: Decoded("", (), data) for name, data in raw.items()}
+    source, _, members = random_source(rng, expected)
+    offsets = dict(zip(sorted(raw), np.frombuffer(members[1].data, "<u8").tolist(), strict=True))
+    plan = Plan(coder=coder, ties=ties, source=Source("gguf", source, offsets))
+    path.write_bytes(build(tensors, plan))
+    bases = {name: t.base for name, t in tensors.items() if isinstance(t, Lossless) and t.base is not None}
+    assert {name: tensor.raw for name, tensor in decode_file(path.read_bytes(), bases).items()} == raw
+    assert restore_source(path.read_bytes(), bases) == source
+    with Reader(path, based(bases)) as reader:
+        check_all(reader)
+        assert {name: reader.raw(name).tobytes() for name in reader.keys()} == raw
+        assert reader.source_file()[1] == offsets
+        for name in ("f", "plain", "few.3", "tied"):
+            whole = reader.array(name)
+            first, last = sorted(rng.integers(0, len(whole) + 1, 2).tolist())
+            assert_equal(reader.array(name, slice(first, last)), whole[first:last])
+    with Reader(path) as reader:
+        for name in bases:
+            with pytest.raises(InvalidArgumentError, match=f"'{name}' is a delta"):
+                reader.raw(name)
+    with Reader(path, based({name: base + b"x" for name, base in bases.items()})) as reader:
+        for name in bases:
+            with pytest.raises(InvalidArgumentError, match="not the base"):
+                reader.raw(name)
+
+
 @pytest.mark.parametrize(("strategy", "shape", "zero_points"), [("tensor", (0, 4), 1), ("channel", (5, 0), 5)])
 def test_zero_points_of_a_tensor_without_elements(
     path: Path, strategy: Any, shape: tuple[int, ...], zero_points: int
 ) -> None:
     tensor = quantized(shape, QuantizationArgs(4, False, strategy, None))
     path.write_bytes(written({"a": tensor}))
-    assert column(path.read_bytes(), "a", "plane") == [1]
-    assert column(path.read_bytes(), "a", "codes") == [zero_points]
+    assert column(path.read_bytes(), "a", "codes") == [zero_points, 2 * zero_points]  # and two bytes of each scale
     assert_equal(load_file(path)["a"], tensor)
 
 
@@ -140,21 +188,23 @@ def test_the_bytes_depend_on_neither_threads_nor_the_order_of_the_mapping(path: 
 
 @pytest.mark.parametrize("seed", range(120))
 def test_files_of_the_reference_encoder(path: Path, seed: int) -> None:
-    data, expected = random_file(np.random.default_rng(1000 + seed), any_order=seed % 2 == 0)
-    path.write_bytes(data)
-    with np.errstate(all="ignore"), Reader(path) as reader:
-        reader.check_tables()
+    file = random_file(np.random.default_rng(1000 + seed), any_order=seed % 2 == 0)
+    path.write_bytes(file.data)
+    with np.errstate(all="ignore"), Reader(path, based(file.base)) as reader:
+        check_all(reader)
+        assert_same({name: as_decoded(reader, name) for name in reader.keys()}, file.expected)
         for name in reader.keys():
-            reader.check(name)
-        assert_same({name: as_decoded(reader, name) for name in reader.keys()}, expected)
-        for name in reader.keys():
-            tensor, shape = expected[name], reader.info(name).shape
-            if tensor.codes is not None and shape:
-                first, last = sorted(np.random.default_rng(seed).integers(0, shape[0] + 1, 2).tolist())
-                part = reader.quantized(name, slice(first, last))
-                assert np.array_equal(part.codes, tensor.codes[first:last])
+            tensor, shape = file.expected[name], reader.info(name).shape
+            if not shape:
+                continue
+            rows = slice(*sorted(np.random.default_rng(seed).integers(0, shape[0] + 1, 2).tolist()))
+            if tensor.codes is not None:
+                part = reader.quantized(name, rows)
+                assert np.array_equal(part.codes, tensor.codes[rows])
                 assert tensor.dequantized is not None
-                assert np.array_equal(part.dequantize(), tensor.dequantized[first:last], equal_nan=True)
+                assert np.array_equal(part.dequantize(), tensor.dequantized[rows], equal_nan=True)
+            elif numpy_dtype(tensor.dtype) is not None:
+                assert_equal(reader.array(name, rows), reader.array(name)[rows])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -211,18 +261,25 @@ def test_rows_read_only_the_chunks_that_hold_them(
 
 
 def chunk_rows(tensor: QuantizedTensor, data: bytes) -> list[set[int] | None]:
-    """For each chunk the rows that cannot do without it; None for that of a zero point that all share."""
+    """For each chunk the rows that cannot do without it; None for those of zero points and scales that all share."""
     rows, columns = matrix_shape(tensor.shape)
-    in_order = [i for run in code_order(rows, columns, tensor.row_class, tensor.column_class) for i in run]
-    owners = [[i // columns for i in in_order], []]
-    if tensor.zero_point is not None:
-        per_row = tensor.zero_point.size // rows
-        owners[1] = [i // per_row for i in range(tensor.zero_point.size)] if per_row else []
+    runs = code_order(rows, columns, tensor.row_class, tensor.column_class)
+    planes: list[list[int] | None] = [[i // columns for run in runs for i in run]]
+    assert tensor.zero_point is not None
+    metadata = take_apart(data)[0]["__metadata__"]
+    records = json.loads(metadata["qzc.records"])[json.loads(metadata["qzc.coded"])["a"]["scale"]]
+    for per_scale in (1, *(count for _, count in records["fields"])):
+        per_row = tensor.scale.size // rows * per_scale
+        planes.append([i // per_row for i in range(rows * per_row)] if per_row else None)
     result: list[set[int] | None] = []
-    at = [0, 0]
-    for plane, codes in zip(column(data, "a", "plane"), column(data, "a", "codes"), strict=True):
-        result.append(set(owners[plane][at[plane] : at[plane] + codes]) if owners[plane] else None)
-        at[plane] += codes
+    sizes = iter(column(data, "a", "codes"))
+    for owners, each in zip(planes, (1, 1, *(count for _, count in records["fields"])), strict=True):
+        left = each if owners is None else len(owners)
+        while left:
+            codes = next(sizes)
+            at = 0 if owners is None else len(owners) - left
+            result.append(None if owners is None else set(owners[at : at + codes]))
+            left -= codes
     return result
 
 

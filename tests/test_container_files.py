@@ -20,6 +20,7 @@ from qzc.codec.errors import (
     UnsupportedError,
 )
 from qzc.codec.packing import pack_codes
+from qzc.codec.planes import PLAIN
 from qzc.codec.tensor import QuantizationArgs, QuantizedTensor, matrix_shape
 from qzc.formats.profile import CodedTensor, Profile
 from qzc.formats.reader import Reader
@@ -27,7 +28,8 @@ from qzc.formats.writer import UncodedTensor, Writer
 from qzc.model import Model, load_file
 from qzc.save import save_file
 from tests.containers import assert_equal
-from tests.reference_decoder import BANK_WIDTHS, CODED_MEMBERS, DTYPE_BITS, decode_file
+from tests.reference_decoder import decode_file
+from tests.reference_header import BANK_WIDTHS, CHUNKS, CODED_MEMBERS, DTYPE_BITS
 from tests.resign import column, resign, take_apart
 from tests.strategies import CODERS, SCALE_DTYPES, quantized, written
 
@@ -111,7 +113,7 @@ def everything() -> Tensors:
     tensors: Tensors = {f"plain.{np.dtype(dtype).name}": np.zeros(3, dtype) for dtype in NUMPY_DTYPES}
     for i, scale_dtype in enumerate(SCALE_DTYPES):
         args = QuantizationArgs((3, 4, 8)[i], i == 1, "group", 5, scale_dtype=scale_dtype)
-        spread = (0.15, 0.15, 0.005)[i]  # the last one is so narrow that it takes ans256
+        spread = (0.15, 0.15, 0.005)[i]  # the last one is so narrow that it takes escape16
         tensors[f"coded.{i}"] = quantized((131, 137), args, spread=spread, row_classes=i, column_classes=2)
     return tensors
 
@@ -150,10 +152,10 @@ def test_members_are_aligned_and_in_order(path: Path) -> None:
     assert names == [
         *plain,
         *(n for n in coded if n in header),
-        *(n for n in BANK_WIDTHS if n in header),
+        *(n for n in (CHUNKS, *BANK_WIDTHS) if n in header),
         "qzc.checksums",
     ]
-    assert "qzc.tables.ans16" in names and "qzc.tables.ans256" in names
+    assert "qzc.tables.ans16" in names and "qzc.tables.escape16" in names
     for name in names:
         begin, end = header[name]["data_offsets"]
         assert (start + begin) % max(1, DTYPE_BITS[header[name]["dtype"]] // 8) == 0, name
@@ -182,10 +184,12 @@ def test_nibbles_and_the_high_nibbles_of_bytes_share_a_bank(path: Path) -> None:
     grid = QuantizationArgs(8, True, "channel", None, "absmax", "float16")
     tensors = {"a": quantized((200, 400)), "b": quantized((200, 400), grid)}
     data = written(tensors, chunk_codes=40_000)
-    assert [{*column(data, name, "coder")} for name in "ab"] == [{2}, {5}]
-    rows = {row for name in "ab" for row in column(data, name, "table")}
-    banks = {name: member["shape"] for name, member in take_apart(data)[0].items() if name.startswith("qzc.tables.")}
-    assert banks == {"qzc.tables.ans16": [len(rows), 16]}
+    assert [column(data, name, "coder")[0] for name in "ab"] == [2, 5]
+    used = [
+        pair for name in "ab" for pair in zip(column(data, name, "coder"), column(data, name, "table"), strict=True)
+    ]
+    rows = {table for coder, table in used if coder in (2, 5)}
+    assert take_apart(data)[0]["qzc.tables.ans16"]["shape"] == [len(rows), 16]
     path.write_bytes(data)
     with Reader(path) as reader:
         reader.check_tables()
@@ -201,7 +205,7 @@ def test_no_payload_outgrows_its_codes(coder: str, spread: float) -> None:
     for size in (1, 63, 511, 3000):
         tensor = quantized((size,), spread=spread)
         data = written({"a": tensor}, {"a": coder})
-        assert sum(column(data, "a", "nbytes")) <= tensor.packed.size
+        assert sum(column(data, "a", "nbytes")) <= tensor.packed.size + tensor.scale.nbytes
 
 
 def test_the_header_has_room_for_any_plan(path: Path) -> None:
@@ -307,7 +311,7 @@ def test_no_target_size_makes_chunks_that_readers_refuse() -> None:
 
 def test_the_writer_keeps_its_order(path: Path) -> None:
     with path.open("wb") as stream:
-        profile = Profile({"c": CodedTensor("F32", (3,), QuantizationArgs())}, {}, None, "a test")
+        profile = Profile({"c": CodedTensor("F32", (3,), QuantizationArgs(), PLAIN[2])}, {}, None, "a test")
         writer = Writer(stream, profile, {"a": UncodedTensor("U8", (2,), 2), "b": UncodedTensor("F32", (1,), 4)})
         assert writer.names == ("b", "a", "c")
         with pytest.raises(InvalidArgumentError, match="'b' expected"):
@@ -325,7 +329,7 @@ def test_the_writer_keeps_its_order(path: Path) -> None:
 def test_arrays_outlive_the_reader(path: Path) -> None:
     path.write_bytes(written({"a": np.arange(1000), "b": quantized((4, 6))}))
     with Reader(path) as reader:
-        array, tensor = reader.uncoded("a"), reader.quantized("b")
+        array, tensor = reader.array("a"), reader.quantized("b")
     reader.close()
     path.unlink()
     assert array.sum() == 499500
@@ -336,7 +340,7 @@ def test_nothing_is_read_from_what_is_closed(path: Path) -> None:
     path.write_bytes(written({"a": np.arange(1000), "b": quantized((4, 6))}))
     with Reader(path) as reader, Model(path) as model:
         pass
-    for read in (reader.uncoded, reader.raw, reader.check):
+    for read in (reader.array, reader.raw, reader.check):
         with pytest.raises(InvalidArgumentError, match="closed"):
             read("a")
     for call in (lambda: reader.quantized("b"), lambda: model.packed("b"), lambda: model["a"], lambda: model.metadata):
@@ -395,7 +399,7 @@ def test_a_reader_of_an_open_stream(path: Path) -> None:
     with path.open("w+b") as stream:
         stream.write(written({"a": np.arange(5)}))
         with Reader(stream) as reader:
-            assert reader.uncoded("a").tolist() == [0, 1, 2, 3, 4]
+            assert reader.array("a").tolist() == [0, 1, 2, 3, 4]
         assert not stream.closed
 
 

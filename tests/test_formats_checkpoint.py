@@ -163,7 +163,7 @@ def test_folder_without_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("start", "what"),
-    [(b"PK\x03\x04" + bytes(20), "PyTorch"), (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j", "PyTorch"), (b"GGUF", "GGUF")],
+    [(b"PK\x03\x04" + bytes(20), "PyTorch"), (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j", "PyTorch")],
 )
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.safetensors"])
 def test_other_formats(tmp_path: Path, start: bytes, what: str, name: str) -> None:

@@ -25,7 +25,7 @@ from qzc.codec.buffers import read_only
 AVX2 = bool(llvmlite.binding.get_host_cpu_features().get("avx2", False))
 pytestmark = pytest.mark.skipif(not AVX2, reason="this CPU has no AVX2")
 
-LANES, HEADER = 32, 132
+LANES = 32
 SIZES = [*range(1, 300), 8191, 8192, 8193, 20000]
 Bytes = NDArray[np.uint8]
 Table = NDArray[np.uint16]
@@ -227,16 +227,18 @@ def split_payload(rng: np.random.Generator, nbytes: int, streams: int) -> tuple[
 
 def hostile(rng: np.random.Generator, payload: Bytes, streams: int, frequencies: Table) -> Iterator[Bytes]:
     """Variations of a payload: most are corrupt."""
-    head = HEADER * streams
-    for _ in range(3):
-        flipped = payload.copy()
-        flipped[rng.integers(payload.size)] ^= 1 << rng.integers(8)
-        yield flipped
-    yield payload[: rng.integers(payload.size)]
-    yield np.concatenate([payload, rng.integers(0, 256, 2, np.uint8)])
-    yield rng.integers(0, 256, payload.size, np.uint8)
-    words = (payload.size - head) // 2
-    # States and words at random behind sizes that add up: all in the last stream, in the first, anywhere, and too few.
+    head = 4 * (streams - 1)
+    for _ in range(2):  # states of any lengths, behind which there may be less than they need
+        lengths = payload.copy()
+        lengths[head : head + 16] = rng.integers(0, 256, lengths[head : head + 16].size)
+        yield lengths
+        yield lengths[: rng.integers(head, min(lengths.size, head + 200))]
+    # Words that decode to symbols of frequency 1 are used up at once: the largest appetite there is.
+    rarest = int(np.argmin(np.where(frequencies > 0, frequencies, 65535)))
+    start = int(frequencies[:rarest].sum())
+    greedy = ((start + 128) & 255) * 0x0101 if frequencies.size == 16 else start
+    words = max(0, (payload.size - head - 110 * streams) // 2)
+    # States and words at random, or greedy, behind sizes that fit: all in the last stream, in the first, anywhere, and few.
     for sizes in (
         [*[0] * (streams - 1), words],
         [words, *[0] * (streams - 1)],
@@ -244,18 +246,25 @@ def hostile(rng: np.random.Generator, payload: Bytes, streams: int, frequencies:
         [0] * streams,
         [*[0] * (streams - 1), 1],
     ):
-        noise = rng.integers(0, 256, head + 2 * sum(sizes), np.uint8)
-        noise[: 4 * streams] = np.array(sizes, "<u4").view(np.uint8)
-        noise[4 * streams : head].view("<u4")[:] |= 1 << 16
-        yield noise
-        # A word that decodes to symbols of frequency 1 is used up at once: the largest appetite there is.
-        rarest = int(np.argmin(np.where(frequencies > 0, frequencies, 65535)))
-        start = int(frequencies[:rarest].sum())
-        word = ((start + 128) & 255) * 0x0101 if frequencies.size == 16 else start
-        noise = noise.copy()
-        noise[4 * streams : head].view("<u4")[:] = word | word << 16 | 1 << 16
-        noise[head:].view("<u2")[:] = word
-        yield noise
+        states = rng.integers(1 << 16, 1 << rng.integers(17, 33), LANES * streams)
+        yield assemble(sizes, states, rng.integers(0, 1 << 16, sum(sizes)))
+        states[:] = greedy | max(greedy, 1) << 16
+        yield assemble(sizes, states, np.full(sum(sizes), greedy))
+
+
+def assemble(sizes: list[int], states: NDArray[np.int64], words: NDArray[np.int64]) -> Bytes:
+    """A payload from its parts."""
+    parts = [np.array(sizes[:-1], "<u4").tobytes()]
+    for of_stream in states.reshape(-1, LANES).tolist():
+        lengths = [(x >> 16).bit_length() - 1 for x in of_stream]
+        bits = place = 0
+        for x, e in zip(of_stream, lengths, strict=True):
+            bits |= ((x >> 16) - (1 << e)) << place
+            place += e
+        parts.append(bytes(a | b << 4 for a, b in zip(lengths[::2], lengths[1::2], strict=True)))
+        parts.append(np.array([x & 65535 for x in of_stream], "<u2").tobytes())
+        parts.append(bits.to_bytes(-(-place // 16) * 2, "little"))
+    return np.frombuffer(b"".join([*parts, words.astype("<u2").tobytes()]), np.uint8)
 
 
 def attack(coder: str, seed: int) -> None:

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file as save_safetensors
 
 import qzc
 from qzc.codec.tensor import QuantizedTensor
+from qzc.formats.reader import Reader
 from tests.command_line import environment
 from tests.shards import shard
 
@@ -117,7 +118,7 @@ def test_the_plan_writes_nothing(model_file: Path) -> None:
     before = sorted(model_file.parent.iterdir())
     (plan,) = qzc.plan(model_file)
     assert sorted(model_file.parent.iterdir()) == before
-    assert len(plan.coded) == 15 and plan.estimated_overhead
+    assert len(plan.quantized) == 15 and plan.estimated_overhead
     assert all(tensor.estimated_nbytes for tensor in plan.tensors)
 
 
@@ -145,7 +146,7 @@ def test_pack_reports_what_it_did(model_file: Path, tmp_path: Path) -> None:
     assert report.output == tmp_path / "m.qzc" and report.nbytes == (tmp_path / "m.qzc").stat().st_size
     assert report.source_nbytes == model_file.stat().st_size and report.verified
     assert report.unused_rules == ("--exclude nothing",)
-    assert {t.args.num_bits for t in report.coded if t.args} == {3, 4} and 2.9 < report.bits_per_weight < 4
+    assert {t.args.num_bits for t in report.quantized if t.args} == {3, 4} and 2.9 < report.bits_per_weight < 4
 
 
 def test_errors_tell_who_is_to_blame(packed: Path, model_file: Path, tmp_path: Path) -> None:
@@ -157,7 +158,8 @@ def test_errors_tell_who_is_to_blame(packed: Path, model_file: Path, tmp_path: P
     with pytest.raises(qzc.TruncationError):
         qzc.load_file(tmp_path / "cut.qzc")
     data = bytearray(packed.read_bytes())
-    data[len(data) // 2] ^= 1
+    with Reader(packed) as reader:
+        data[int(reader.coded_file.index.offsets[reader.chunks(DOWN)[0].start]) + 20] ^= 1
     (tmp_path / "flipped.qzc").write_bytes(data)
     with pytest.raises(qzc.CorruptionError, match=r"tensor 'model\..*chunk \d+"):
         qzc.load_file(tmp_path / "flipped.qzc")

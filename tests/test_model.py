@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from qzc import model
+from qzc.codec import decoding as decoding_module
 from qzc.codec.batch import run_tasks
 from qzc.codec.errors import (
     CorruptionError,
@@ -77,7 +77,7 @@ def test_loading_asks_for_the_payloads_before_it_decodes(path: Path, monkeypatch
         run_tasks(*arguments)
 
     monkeypatch.setattr(reader, "read_ahead", recorded)
-    monkeypatch.setattr(model, "run_tasks", decoding)
+    monkeypatch.setattr(decoding_module, "run_tasks", decoding)
     load_file(path)
     assert events == [*payloads, "decoding"]
 

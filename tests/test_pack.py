@@ -38,7 +38,9 @@ def test_the_command_of_the_readme(model: Path, tmp_path: Path) -> None:
     assert files_in(tmp_path) == {"model.safetensors", "model.qzc"}
     (line,) = result.stderr.splitlines()  # not a terminal: no progress
     size = (tmp_path / "model.qzc").stat().st_size
-    assert line.startswith("model.qzc: 15 tensors quantized, 5 kept | 2.37 MB -> ") and "| verified | " in line
+    assert (
+        line.startswith("model.qzc: 15 tensors quantized, 0 lossless, 5 kept | 2.37 MB -> ") and "| verified | " in line
+    )
     assert size < 300_000
     assert ok("verify", tmp_path / "model.qzc", "--against", model).code == 0
 
@@ -159,7 +161,8 @@ def test_coders_and_chunks(coder: str, model: Path, tmp_path: Path) -> None:
     for chunk_codes in (1024, 1 << 18):
         ok("pack", model, "-f", "--coder", coder, "--chunk-codes", chunk_codes)
         with Reader(path) as reader:
-            rows = reader.planes(EMBED).index.rows
+            index, first = reader.coded_file.index, reader.chunks(EMBED)[2]
+            rows = index.rows[index.planes[first] : index.planes[first + 1]]
             assert len(rows) == max(1, round(384 * 256 / chunk_codes))
             found = reader.quantized(EMBED).codes
         assert codes is None or np.array_equal(codes, found)

@@ -105,7 +105,8 @@ def test_version_is_the_one_that_is_installed() -> None:
 
 def test_every_import_is_declared() -> None:
     declared = {distribution(line) for line in PROJECT["dependencies"]}
-    declared |= {distribution(line) for line in PROJECT["optional-dependencies"]["bench"]}  # of analysis/rivals.py
+    extras = PROJECT["optional-dependencies"]
+    declared |= {distribution(line) for extra in extras if extra != "dev" for line in extras[extra]}
     assert "ml-dtypes" in declared
     # llvmlite comes with numba, in the version that numba wants; _typeshed exists for type checkers only.
     brought_along = {"llvmlite", "_typeshed"}

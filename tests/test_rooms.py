@@ -23,11 +23,12 @@ MAY_IMPORT = {
 ONLY_IN = {
     "click": {"cli"},
     "constriction": {"analysis"},
+    "gguf": {"formats"},
     "llvmlite": {"codec", "quantize"},
     "numba": {"codec", "quantize"},
     "rich": {"cli"},
     "safetensors": {"formats"},
-    "zlib": {"analysis"},
+    "zlib": {"analysis", "formats"},
     "zstandard": {"analysis"},
 }
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .ans_portable import LANES, I, U
-from .ans_streams_avx2 import STATE, Addresses, Function, encode, put_words
+from .ans_header import LANES, I, U
+from .ans_states_avx2 import STATE
+from .ans_streams_avx2 import Addresses, Function, encode, put_words
 from .jit import inlined, kernel
 from .simd import (
     Register,

@@ -9,8 +9,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .ans_portable import LANES, I, U
-from .ans_streams_avx2 import STATE, Addresses, decode, encode, put_words, take_words
+from .ans_header import LANES, I, U
+from .ans_states_avx2 import STATE
+from .ans_streams_avx2 import Addresses, decode, encode, put_words, take_words
 from .jit import inlined, kernel
 from .simd import (
     Register,
@@ -20,12 +21,15 @@ from .simd import (
     and_,
     and_not,
     blend_b,
+    constant_d,
     divide_f,
     equal_h,
+    fill_d,
     float_d,
     load,
     load_u32,
-    look_up_d,
+    look_up_by_b,
+    look_up_by_h,
     mask_bits_h,
     min_h,
     mul_d,
@@ -43,18 +47,19 @@ from .simd import (
     store_u32,
     sub_d,
     sub_f,
-    unpack_high_b,
     unpack_high_h,
-    unpack_low_b,
     unpack_low_h,
 )
 
-_zero, _low_12, _low_16, _4096 = splat_h(0), splat_d(4095), splat_d(65535), splat_d(4096)
+_zero, _low_12h = splat_h(0), splat_h(4095)
+_low_12, _low_16, _4096 = splat_d(4095), splat_d(65535), splat_d(4096)
 _down12, _down16, _down24 = shift_right_d(12), shift_right_d(16), shift_right_d(24)
 _signs, _down4 = shift_signed_d(31), shift_right_h(4)
 # As the high halves of floats these make 2^23 + l and 2^39 + 2^16 h of low halves l and h.
 _low_float, _high_float, _float_bias = splat_h(0x4B00), splat_h(0x5300), splat_f(2.0**39 + 2.0**23)
-_slots = scratch(4096 * 4)
+_slots = scratch((4096 + 7) * 4)
+_counting, _eight = constant_d([*range(8)]), splat_d(8)
+_indices = scratch(4 * 2 * LANES)
 _symbols = scratch(256 * 4)
 
 
@@ -63,12 +68,14 @@ def decode_ans256(
     payload: NDArray[np.uint8], streams: int, frequencies: NDArray[np.uint16], out: NDArray[np.uint8]
 ) -> int:
     table = _slots()  # by slot: slot - start | frequency << 12 | symbol << 24
-    slot = 0
+    entry = table
     for symbol in range(256):
         f = I(frequencies[symbol])
-        for i in range(f):
-            store_u32(table + U(4 * (slot & 4095)), U(i | f << 12 | symbol << 24))
-            slot += 1
+        entries = add_d(fill_d(U(f << 12 | symbol << 24)), _counting())
+        for i in range(0, f, 8):  # what is too much is overwritten by the next symbol, or lies behind the table
+            store(entry + U(4 * i), entries)
+            entries = add_d(entries, _eight())
+        entry += U(4 * f)
     return decode(payload, streams, frequencies, out, table, _decode_steps, _decode_byte)
 
 
@@ -82,23 +89,30 @@ def _decode_byte(x: U, frequencies: NDArray[np.uint16], table: U) -> tuple[U, U]
 def _decode_steps(begin: U, end: U, live: int, s: U, position: Addresses, target: Addresses, table: U) -> None:
     p0, p1, p2, p3 = position[0], position[1], position[2], position[3]
     o0, o1, o2, o3 = target[0], target[1], target[2], target[3]
+    first = _indices()
+    second = first + U(4 * LANES)
+    for k in range(4):
+        store(first + U(2 * LANES * k), and_(load(s + STATE * U(k)), _low_12h()))
+        store(first + U(2 * LANES * k + 32), and_(load(s + STATE * U(k) + U(32)), _low_12h()))
     at = begin
     while at < end:
-        p0, p1 = _decode_step((s, s + STATE), p0, p1, (o0 + at, o1 + at), table)
+        p0, p1 = _decode_step((s, s + STATE), p0, p1, (o0 + at, o1 + at), table, (first, first + U(2 * LANES)))
         if live > 2:
-            p2, p3 = _decode_step((s + U(2) * STATE, s + U(3) * STATE), p2, p3, (o2 + at, o3 + at), table)
+            p2, p3 = _decode_step(
+                (s + U(2) * STATE, s + U(3) * STATE), p2, p3, (o2 + at, o3 + at), table, (second, second + U(2 * LANES))
+            )
         at += U(LANES)
     position[0], position[1], position[2], position[3] = p0, p1, p2, p3
 
 
 @inlined
-def _decode_step(s: Register, p0: U, p1: U, out: Register, table: U) -> tuple[U, U]:
-    """One step of two streams."""
+def _decode_step(s: Register, p0: U, p1: U, out: Register, table: U, slots: Register) -> tuple[U, U]:
+    """One step of two streams. slots: addresses of the low 12 bits of their states, in the order of the registers."""
     la, lb, ha, hb = load(s), load(add_u64(s, U(32))), load(add_u64(s, U(64))), load(add_u64(s, U(96)))
-    w, i = _decode(unpack_low_h(la, ha), table)
-    x, j = _decode(unpack_high_h(la, ha), table)
-    y, k = _decode(unpack_low_h(lb, hb), table)
-    z, m = _decode(unpack_high_h(lb, hb), table)
+    w, i = _decode(unpack_low_h(la, ha), look_up_by_h(table, slots))
+    x, j = _decode(unpack_high_h(la, ha), look_up_by_h(table, add_u64(slots, U(8))))
+    y, k = _decode(unpack_low_h(lb, hb), look_up_by_h(table, add_u64(slots, U(32))))
+    z, m = _decode(unpack_high_h(lb, hb), look_up_by_h(table, add_u64(slots, U(40))))
     ha, hb = pack_d(_down16(w), _down16(x)), pack_d(_down16(y), _down16(z))
     la, lb = pack_d(and_(w, _low_16()), and_(x, _low_16())), pack_d(and_(y, _low_16()), and_(z, _low_16()))
     na, nb = equal_h(ha, _zero()), equal_h(hb, _zero())
@@ -108,14 +122,16 @@ def _decode_step(s: Register, p0: U, p1: U, out: Register, table: U) -> tuple[U,
     store(add_u64(s, U(96)), blend_b(nb, lb, hb))
     a0, b0, p0 = take_words(p0, mask[0])
     a1, b1, p1 = take_words(p1, mask[1])
-    store(s, blend_b(na, (a0, a1), la))
-    store(add_u64(s, U(32)), blend_b(nb, (b0, b1), lb))
+    la, lb = blend_b(na, (a0, a1), la), blend_b(nb, (b0, b1), lb)
+    store(s, la)
+    store(add_u64(s, U(32)), lb)
+    store(slots, and_(la, _low_12h()))
+    store(add_u64(slots, U(32)), and_(lb, _low_12h()))
     return p0, p1
 
 
 @inlined
-def _decode(x: Register, table: U) -> tuple[Register, Register]:
-    entry = look_up_d(table, and_(x, _low_12()))
+def _decode(x: Register, entry: Register) -> tuple[Register, Register]:
     f = and_(_down12(entry), _low_12())
     return add_d(mul_d(f, _down12(x)), and_(entry, _low_12())), _down24(entry)
 
@@ -155,10 +171,8 @@ def _encode_steps(begin: U, end: U, live: int, states: U, position: Addresses, s
 
 @inlined
 def _encode_step(s: U, p: U, source: U, table: U) -> U:
-    codes = load(source)
-    a, b = unpack_low_b(codes, _zero()), unpack_high_b(codes, _zero())
-    i, j = look_up_d(table, unpack_low_h(a, _zero())), look_up_d(table, unpack_high_h(a, _zero()))
-    k, m = look_up_d(table, unpack_low_h(b, _zero())), look_up_d(table, unpack_high_h(b, _zero()))
+    i, j = look_up_by_b(table, source), look_up_by_b(table, source + U(4))
+    k, m = look_up_by_b(table, source + U(8)), look_up_by_b(table, source + U(12))
     la, lb, ha, hb = load(s), load(s + U(32)), load(s + U(64)), load(s + U(96))
     # x >= f << 20 is h >> 4 >= f
     fa = pack_d(and_(i, _low_12()), and_(j, _low_12()))

@@ -14,31 +14,14 @@ Frequencies come from a validated table: their sum is 2^8 or 2^12 and each is sm
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
+from .ans_header import LANES, I, U, pack_states, put_sizes, read_sizes, stream_share, unpack_states
 from .jit import inlined, kernel
-from .status import (
-    BAD_FINAL_STATE,
-    BAD_PADDING,
-    BAD_STATE,
-    BAD_STREAMS,
-    HEADER_TRUNCATED,
-    OK,
-    SIZE_MISMATCH,
-    STREAM_EXHAUSTED,
-    STREAM_LEFT_OVER,
-)
+from .status import BAD_FINAL_STATE, BAD_PADDING, BAD_STATE, OK, STREAM_EXHAUSTED, STREAM_LEFT_OVER
 
-# numba makes float64 of a mixed uint64 and int64, so states and their arithmetic are all uint64. (Any: to a type
-# checker these are numpy scalars, to numba plain machine integers.)
-U: Any = np.uint64
-I: Any = np.int64  # noqa: E741
-LANES = 32
 TAIL = 64  # bytes at the end of a stream that the lanes' end states carry
-HEADER = 4 + 4 * LANES  # bytes per stream: its number of words and its initial states
 
 
 @kernel
@@ -65,13 +48,6 @@ def decode_ans256(
             table[slot & 4095] = I(frequencies[s]) | r << 12 | s << 24
             slot += 1
     return _decode(payload, streams, table, False, out)
-
-
-@inlined
-def _u32(data: NDArray[np.uint8], at: int) -> int:
-    i = U(at)
-    word: int = I(U(data[i]) | U(data[i + U(1)]) << U(8) | U(data[i + U(2)]) << U(16) | U(data[i + U(3)]) << U(24))
-    return word
 
 
 @inlined
@@ -130,27 +106,18 @@ def _decode(
     payload: NDArray[np.uint8], streams: int, table: NDArray[np.uint32], nibbles: bool, out: NDArray[np.uint8]
 ) -> int:
     n = out.size
-    if streams < 1 or streams > 255:
-        return BAD_STREAMS
-    share = (n + LANES * streams - 1) // (LANES * streams) * LANES
-    if (streams - 1) * share >= n:
-        return BAD_STREAMS
-    if payload.size < HEADER * streams:
-        return HEADER_TRUNCATED
-    total = HEADER * streams
-    for k in range(streams):
-        total += 2 * _u32(payload, 4 * k)
-    if total != payload.size:
-        return SIZE_MISMATCH
+    starts = np.empty(256, np.int64)
+    status = read_sizes(payload, streams, n, starts)
+    if status != OK:
+        return status
+    share = stream_share(n, streams)
+    states = 4 * (streams - 1)
     x = np.empty(LANES, np.uint64)
-    stop = HEADER * streams
     for k in range(streams):
-        position = stop
-        stop += 2 * _u32(payload, 4 * k)
-        for lane in range(LANES):
-            x[lane] = U(_u32(payload, 4 * (streams + LANES * k + lane)))
-            if x[lane] < U(65536):
-                return BAD_STATE
+        position, stop = starts[k], starts[k + 1]
+        states = unpack_states(payload, states, x)
+        if states < 0:
+            return BAD_STATE
         at = k * share
         size = min(share, n - at)
         end = at + max(0, size - TAIL)
@@ -206,9 +173,9 @@ def encode_ans16(
         if frequencies[s]:
             reciprocal[s] = ((1 << 40) + I(frequencies[s]) - 1) // I(frequencies[s])
     n = packed.size
-    share = (n + LANES * streams - 1) // (LANES * streams) * LANES
+    share = stream_share(n, streams)
     x = np.empty((streams, LANES), np.uint64)
-    words = np.empty(streams, np.int64)
+    words = np.empty(streams, np.uint64)
     p = U(dst.size)
     for k in range(streams - 1, -1, -1):
         begin, size = k * share, min(share, n - k * share)
@@ -224,7 +191,7 @@ def encode_ans16(
                 y = q << U(8) | (y - q * f[high] + bias[high]) & U(255)
                 q = (y * reciprocal[low]) >> U(40)
                 x[k, U(lane)] = q << U(8) | (y - q * f[low] + bias[low]) & U(255)
-        words[k] = I(top - p) // 2
+        words[k] = (top - p) >> U(1)
     return dst.size - _put_header(x, words, dst, I(p))
 
 
@@ -244,9 +211,9 @@ def encode_ans256(
         if frequencies[s]:
             reciprocal[s] = ((1 << 44) + I(frequencies[s]) - 1) // I(frequencies[s])
     n = packed.size
-    share = (n + LANES * streams - 1) // (LANES * streams) * LANES
+    share = stream_share(n, streams)
     x = np.empty((streams, LANES), np.uint64)
-    words = np.empty(streams, np.int64)
+    words = np.empty(streams, np.uint64)
     p = U(dst.size)
     for k in range(streams - 1, -1, -1):
         begin, size = k * share, min(share, n - k * share)
@@ -258,7 +225,7 @@ def encode_ans256(
                 y, p = _spill(x[k, U(lane)], f[s] << U(20), dst, p)
                 q = (y * reciprocal[s]) >> U(44)
                 x[k, U(lane)] = y + q * (U(4096) - f[s]) + bias[s]
-        words[k] = I(top - p) // 2
+        words[k] = (top - p) >> U(1)
     return dst.size - _put_header(x, words, dst, I(p))
 
 
@@ -283,14 +250,8 @@ def _spill(y: np.uint64, limit: np.uint64, dst: NDArray[np.uint8], p: np.uint64)
 
 
 @inlined
-def _put_header(x: NDArray[np.uint64], words: NDArray[np.int64], dst: NDArray[np.uint8], position: int) -> int:
-    """Write words and states in front of the streams. Returns where the payload begins."""
-    streams = words.size
-    begin = position - HEADER * streams
-    for k in range(streams):
-        for i in range(4):
-            dst[begin + 4 * k + i] = words[k] >> 8 * i & 255
-        for lane in range(LANES):
-            for i in range(4):
-                dst[begin + 4 * (streams + LANES * k + lane) + i] = x[k, lane] >> U(8 * i) & U(255)
-    return begin
+def _put_header(x: NDArray[np.uint64], words: NDArray[np.uint64], dst: NDArray[np.uint8], end: int) -> int:
+    """Write sizes and states in front of the streams. Returns where the payload begins."""
+    for k in range(words.size - 1, -1, -1):
+        end = pack_states(x[k], dst, end)
+    return put_sizes(words, dst, end)

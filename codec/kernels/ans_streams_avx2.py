@@ -1,9 +1,5 @@
 """What the vector kernels of both ANS coders share: streams in groups of four, their beginnings and ends.
 
-The 32 states of a stream lie in memory as four registers of 16-bit lanes: the low halves of a (lanes 0-7, 16-23) and
-b (lanes 8-15, 24-31), then the high halves. With this order, shuffles, which stay within half a register, bring eight
-consecutive words to eight consecutive lanes or back.
-
 Bounds: a step takes at most 32 words and reads at most 64 bytes from where it starts. So it is enough to look once per
 batch of steps whether the payload is long enough for another batch. If it is not, the stream goes on in a copy of its
 end with zeros behind it; if that too is used up, the payload was too short. Words beyond the end of a stream, which
@@ -18,7 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .ans_portable import HEADER, LANES, TAIL, I, U
+from .ans_header import LANES, I, U, put_sizes, read_sizes, stream_share
+from .ans_portable import TAIL
+from .ans_states_avx2 import STATE, copy_states, get_state, pack_states, set_state, unpack_states
 from .jit import inlined
 from .simd import (
     COMPRESS,
@@ -29,7 +27,6 @@ from .simd import (
     load_halves,
     load_u8,
     load_u16,
-    load_u32,
     low_half,
     popcount,
     scratch,
@@ -39,22 +36,10 @@ from .simd import (
     store_half,
     store_u8,
     store_u16,
-    store_u32,
 )
-from .status import (
-    BAD_FINAL_STATE,
-    BAD_PADDING,
-    BAD_STATE,
-    BAD_STREAMS,
-    HEADER_TRUNCATED,
-    OK,
-    SIZE_MISMATCH,
-    STREAM_EXHAUSTED,
-    STREAM_LEFT_OVER,
-)
+from .status import BAD_FINAL_STATE, BAD_PADDING, BAD_STATE, OK, STREAM_EXHAUSTED, STREAM_LEFT_OVER
 
 GROUP = 4
-STATE = U(4 * LANES)  # bytes of a stream's registers
 _BATCH = 8
 _REACH = _BATCH * 2 * LANES  # bytes that a batch may read
 _states = scratch(GROUP * 4 * LANES)
@@ -81,36 +66,28 @@ def decode(
     byte(x, frequencies, tables) -> (x, byte) decodes one byte of one lane, without the refill.
     """
     n = out.size
-    if streams < 1 or streams > 255:
-        return BAD_STREAMS
-    share = (n + LANES * streams - 1) // (LANES * streams) * LANES
-    if (streams - 1) * share >= n:
-        return BAD_STREAMS
-    if payload.size < HEADER * streams:
-        return HEADER_TRUNCATED
+    starts = np.empty(256, np.int64)
+    status = read_sizes(payload, streams, n, starts)
+    if status != OK:
+        return status
+    share = stream_share(n, streams)
     data = U(payload.ctypes.data)
-    total = HEADER * streams
-    for k in range(streams):
-        total += 2 * I(load_u32(data + U(4 * k)))
-    if total != payload.size:
-        return SIZE_MISMATCH
+    initial = data + U(4 * (streams - 1))
     states, pads = _states(), _pads()
     # Of each stream in the group: addresses of its next word, where that is too late for another batch, of the end of
     # its words, of its output; and how far its copied end is from the payload's.
     position, limit, stop, target, shift = np.zeros((5, GROUP), np.uint64)
     end = data + U(payload.size)
-    words = data + U(HEADER * streams)
     for first in range(0, streams, GROUP):
         count = min(GROUP, streams - first)
         for k in range(count):
-            if not _get_states(data + U(4 * (streams + LANES * (first + k))), states + STATE * U(k)):
+            initial = unpack_states(initial, end, states + STATE * U(k))
+            if initial == U(0):
                 return BAD_STATE
-            position[k] = words
+            position[k], stop[k] = data + U(starts[first + k]), data + U(starts[first + k + 1])
             limit[k] = end - U(_REACH)
             shift[k] = 0
             target[k] = U(out.ctypes.data) + U((first + k) * share)
-            words += load_u32(data + U(4 * (first + k))) << U(1)
-            stop[k] = words
         # All streams are equally long but for the last one of the chunk: it is done first, and repeats another one then,
         # as do the places without a stream.
         done, valid = 0, count
@@ -120,7 +97,7 @@ def decode(
             if full > done:
                 for j in range(valid, GROUP):
                     position[j], limit[j], shift[j], target[j] = position[0], limit[0], shift[0], target[0]
-                    _copy_states(states, states + STATE * U(j))
+                    copy_states(states, states + STATE * U(j))
                 while done < full:
                     for j in range(GROUP):
                         if position[j] > limit[j]:
@@ -144,35 +121,6 @@ def decode(
 
 
 @inlined
-def _get_states(source: U, state: U) -> bool:
-    valid = True
-    for lane in range(LANES):
-        x = load_u32(source + U(4 * lane))
-        valid &= x >= U(65536)
-        _put_state(state, lane, x)
-    return valid
-
-
-@inlined
-def _state(state: U, lane: int) -> U:
-    place = state + U((lane & 8) * 4 + (lane & 7) * 2 + (lane >> 4) * 16)
-    return load_u16(place) | load_u16(place + U(64)) << U(16)
-
-
-@inlined
-def _put_state(state: U, lane: int, x: U) -> None:
-    place = state + U((lane & 8) * 4 + (lane & 7) * 2 + (lane >> 4) * 16)
-    store_u16(place, x & U(65535))
-    store_u16(place + U(64), x >> U(16))
-
-
-@inlined
-def _copy_states(source: U, target: U) -> None:
-    for i in range(4):
-        store(target + U(32 * i), load(source + U(32 * i)))
-
-
-@inlined
 def _copy_end(source: U, end: U, pad: U) -> None:
     for i in range(2 * _REACH):
         store_u8(pad + U(i), load_u8(source + U(i)) if source + U(i) < end else U(0))
@@ -193,18 +141,18 @@ def _finish(
     """The last step if it is not full, the checks at the end of a stream, and its tail."""
     body = max(0, size - TAIL)
     for lane in range(body - full):
-        x, value = byte(_state(state, lane), frequencies, tables)
+        x, value = byte(get_state(state, lane), frequencies, tables)
         if x < U(65536):
             if position + U(2) > stop:
                 return STREAM_EXHAUSTED
             x = x << U(16) | load_u16(position)
             position += U(2)
-        _put_state(state, lane, x)
+        set_state(state, lane, x)
         store_u8(target + U(full + lane), value)
     if position != stop:
         return STREAM_EXHAUSTED if position > stop else STREAM_LEFT_OVER
     for lane in range(LANES):
-        x = _state(state, lane)
+        x = get_state(state, lane)
         if x >> U(16) != U(1):
             return BAD_FINAL_STATE
         for i in range(2):
@@ -247,12 +195,12 @@ def encode(
     byte(x, byte, frequencies) -> (x, over, word) codes one byte of one lane; if `over`, the word goes to the stream.
     """
     n = packed.size
-    share = (n + LANES * streams - 1) // (LANES * streams) * LANES
+    share = stream_share(n, streams)
     states = _states()
     end = U(dst.ctypes.data) + U(dst.size)
     position, source = np.zeros((2, GROUP), np.uint64)
     words = np.empty((streams, 2), np.uint64)  # address of a stream's words, and their number
-    headers = np.empty((streams, LANES), np.uint32)
+    kept = np.empty(4 * LANES * streams, np.uint8)  # final states
     for first in range(0, streams, GROUP):
         count = min(GROUP, streams - first)
         # All streams are equally long but for the last one of the chunk: it joins in when the others are as short.
@@ -274,23 +222,20 @@ def encode(
                 stop = max(0, min(share, n - (first + count - 1) * share) - TAIL) // LANES * LANES
             for k in range(count - 1 + joined, GROUP):
                 position[k], source[k] = position[0], source[0]
-                _copy_states(states, states + STATE * U(k))
+                copy_states(states, states + STATE * U(k))
             if begin > stop:
                 steps(U(stop), U(begin), count - 1 + joined, states, position, source, tables)
         for k in range(count):
             words[first + k, 1] = (words[first + k, 0] - position[k]) >> U(1)
             words[first + k, 0] = position[k]
-            for lane in range(LANES):
-                headers[first + k, lane] = _state(states + STATE * U(k), lane)
+            copy_states(states + STATE * U(k), U(kept.ctypes.data) + STATE * U(first + k))
     for k in range(streams - 1, -1, -1):
         end -= words[k, 1] << U(1)
         _move_up(words[k, 0], end, words[k, 1] << U(1))
-    end -= U(HEADER * streams)
-    for k in range(streams):
-        store_u32(end + U(4 * k), words[k, 1])
-        for lane in range(LANES):
-            store_u32(end + U(4 * (streams + k * LANES + lane)), U(headers[k, lane]))
-    return int(U(dst.ctypes.data) + U(dst.size) - end)
+    for k in range(streams - 1, -1, -1):
+        end = pack_states(U(kept.ctypes.data) + STATE * U(k), end)
+    begin = put_sizes(words[:, 1], dst, I(end - U(dst.ctypes.data)))
+    return dst.size - begin
 
 
 @inlined
@@ -304,10 +249,10 @@ def _start(
         for i in range(2):
             if 2 * lane + i < size - body:
                 x |= load_u8(source + U(body + 2 * lane + i)) << U(8 * i)
-        _put_state(state, lane, x)
+        set_state(state, lane, x)
     for lane in range(body - full - 1, -1, -1):
-        x, over, word = byte(_state(state, lane), load_u8(source + U(full + lane)), frequencies)
-        _put_state(state, lane, x)
+        x, over, word = byte(get_state(state, lane), load_u8(source + U(full + lane)), frequencies)
+        set_state(state, lane, x)
         if over:
             position -= U(2)
             store_u16(position, word)

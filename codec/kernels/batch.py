@@ -16,8 +16,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from . import ans_portable, huffman, split8
-from .ans_portable import I
+from . import ans_portable, escape16, huffman, short16, split8
+from .ans_header import I
 from .jit import inlined, kernel
 from .status import CODE_TOO_LARGE, OK, PADDING_NOT_ZERO, SIZE_MISMATCH
 
@@ -134,5 +134,27 @@ def decode_split8(tasks: NDArray[Any], status: NDArray[np.int64]) -> None:
         t = tasks[i]
         out, table = bytes_at(t.out, t.size), numba.carray(words_at(t.table), (16,))
         status[i] = split8.decode_split8(bytes_at(t.payload, t.nbytes), I(t.streams), table, out)
+        if status[i] == OK:
+            status[i] = check(out, t.unused, t.spare)
+
+
+@kernel
+def decode_short16(tasks: NDArray[Any], status: NDArray[np.int64]) -> None:
+    """Coder 8; a table is 16 frequencies of 16 bits."""
+    for i in range(tasks.size):
+        t = tasks[i]
+        out, table = bytes_at(t.out, t.size), numba.carray(words_at(t.table), (16,))
+        status[i] = short16.decode_short16(bytes_at(t.payload, t.nbytes), table, out)
+        if status[i] == OK:
+            status[i] = check(out, t.unused, t.spare)
+
+
+@kernel
+def decode_escape16(tasks: NDArray[Any], status: NDArray[np.int64]) -> None:
+    """Coder 6; a table is a row of its bank as 32 numbers of 16 bits."""
+    for i in range(tasks.size):
+        t = tasks[i]
+        out, table = bytes_at(t.out, t.size), numba.carray(words_at(t.table), (32,))
+        status[i] = escape16.decode_escape16(bytes_at(t.payload, t.nbytes), I(t.streams), table, out)
         if status[i] == OK:
             status[i] = check(out, t.unused, t.spare)

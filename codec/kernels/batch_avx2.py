@@ -8,9 +8,10 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from . import ans16_decode_avx2, ans256_avx2, split8_avx2
-from .ans_portable import I
-from .batch import bytes_at, check, words_at
+from . import ans16_decode_avx2, ans256_avx2, escape16_avx2, split8_avx2
+from .ans_header import I
+from .batch import bytes_at, words_at
+from .check_avx2 import check
 from .jit import kernel
 from .status import OK
 
@@ -41,5 +42,15 @@ def decode_split8(tasks: NDArray[Any], status: NDArray[np.int64]) -> None:
         t = tasks[i]
         out, table = bytes_at(t.out, t.size), numba.carray(words_at(t.table), (16,))
         status[i] = split8_avx2.decode_split8(bytes_at(t.payload, t.nbytes), I(t.streams), table, out)
+        if status[i] == OK:
+            status[i] = check(out, t.unused, t.spare)
+
+
+@kernel
+def decode_escape16(tasks: NDArray[Any], status: NDArray[np.int64]) -> None:
+    for i in range(tasks.size):
+        t = tasks[i]
+        out, table = bytes_at(t.out, t.size), numba.carray(words_at(t.table), (32,))
+        status[i] = escape16_avx2.decode_escape16(bytes_at(t.payload, t.nbytes), I(t.streams), table, out)
         if status[i] == OK:
             status[i] = check(out, t.unused, t.spare)

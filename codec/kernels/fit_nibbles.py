@@ -28,7 +28,7 @@ def fit_nibbles(
     for each value but one.
 
     The last row of `frequencies` codes the whole run. A chunk that is better off with it than with a table of its own
-    gets the same frequencies. The cost by bytes is about the least that any tables can reach, with the price of one.
+    gets the same frequencies. The cost by nibbles is exact, that by bytes an estimate with one table for all.
     """
     chunks = counts.shape[0]
     shared, costs = np.zeros(16, np.int64), np.zeros((2, chunks), np.int64)
@@ -43,15 +43,20 @@ def fit_nibbles(
         costs[1, i] = _cost(counts[i], units, frequencies[chunks])
         own += costs[0, i]
         mixed += min(costs[0, i], costs[1, i])
-    by_nibbles, by_bytes = 0.0, float(prices[1])
     for i in range(chunks):
         if mixed < own and costs[1, i] <= costs[0, i]:
             for s in range(16):
                 frequencies[i, s] = frequencies[chunks, s]
-        nibbles, pairs = _sampled(samples[i], sizes[i], units, logs, prices[2], frequencies[i])
-        by_nibbles += nibbles
-        by_bytes += pairs
-    return by_nibbles, by_bytes
+    pooled, size = np.zeros(256, np.int64), 0
+    for i in range(chunks):
+        size += sizes[i]
+        for byte in range(256):
+            pooled[byte] += samples[i, byte]
+    by_nibbles, by_bytes = _sampled(pooled, size, units, logs, prices[2], frequencies[chunks])
+    alone = 0.0
+    for i in range(chunks):
+        alone += costs[1, i]
+    return min(own, mixed), alone * by_bytes / by_nibbles + prices[1]
 
 
 @inlined
@@ -71,8 +76,8 @@ def _sampled(
     price: int,
     frequencies: NDArray[np.int64],
 ) -> tuple[float, float]:
-    """The cost of a chunk by nibbles and by bytes, as far as a sample of its bytes tells."""
-    nbytes, values, by_nibbles, by_bytes = 0, -1, 0, 0
+    """The cost of a run by nibbles and by bytes, as far as a sample of its bytes tells."""
+    nbytes, values, once, twice, by_nibbles, by_bytes = 0, -1, 0, 0, 0, 0
     for byte in range(256):
         n = sample[byte]
         if n > 0:
@@ -80,6 +85,9 @@ def _sampled(
             by_nibbles += n * (units[frequencies[byte & 15]] + units[frequencies[byte >> 4]])
             by_bytes -= n * _log(n, logs)
             values += 1
+            once += n == 1
+            twice += n == 2
+    values += once * once // (2 * max(1, twice))  # about as many have not been met (Chao, 1984)
     by_bytes += nbytes * _log(nbytes, logs)
     if nbytes < size:
         by_bytes += price * values

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .ans_portable import I, U
+from .ans_header import I, U
 from .jit import inlined, kernel
 from .simd import (
     Register,

@@ -54,7 +54,7 @@ def batch_kernels() -> dict[int, Batch]:
         ans = batch_avx2
     return {
         0: batch.copy, 1: batch.fill, 2: ans.decode_ans16, 3: ans.decode_ans256, 4: batch.decode_huffman,
-        5: ans.decode_split8,
+        5: ans.decode_split8, 6: ans.decode_escape16, 8: batch.decode_short16,
     }  # fmt: skip
 
 
@@ -68,6 +68,30 @@ def count_nibbles() -> Callable[[NDArray[np.uint8], NDArray[np.int64]], None]:
     from . import bits
 
     return bits.count_nibbles
+
+
+@cache
+def nibble_run() -> ModuleType:
+    """The module of the loops over the chunks of a run; its duties: see `nibble_run`."""
+    if vector_kernels():
+        from . import nibble_run_avx2
+
+        return nibble_run_avx2
+    from . import nibble_run
+
+    return nibble_run
+
+
+@cache
+def to_nibbles() -> Callable[[NDArray[np.uint8], NDArray[np.uint16], NDArray[np.uint8], NDArray[np.uint8]], int]:
+    """The kernel that turns bytes into symbols of coder 6; its duties: see `escape16`."""
+    if vector_kernels():
+        from . import escape16_avx2
+
+        return escape16_avx2.to_nibbles
+    from . import escape16
+
+    return escape16.to_nibbles
 
 
 @cache

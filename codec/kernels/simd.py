@@ -168,6 +168,9 @@ store_u32 = _op(types.void, [_u64, _u64], lambda b, a, x: _store(b, a, b.trunc(x
 add_u64 = _op(_u64, [_u64, _u64], lambda b, x, y: b.add(x, y))  # for tuples of addresses
 store_u64 = _op(types.void, [_u64, _u64], _store)
 popcount = _op(_u64, [_u64], lambda b, x: b.ctpop(x))
+log2_u64 = _op(
+    _u64, [_u64], lambda b, x: b.sub(_I64(63), b.ctlz(x, ir.Constant(ir.IntType(1), 1)))
+)  # down; of 1 and more
 load = _op(_v, [_u64], lambda b, a: _load(b, a, _D))
 store = _op(types.void, [_u64, _v], _store)
 
@@ -185,20 +188,24 @@ load_twice = _op(_v, [_u64], _load_twice)  # 16 bytes, the same in both halves
 load_halves = _op(_v, [_u64, _u64], _load_halves)  # two times 16 bytes
 
 
-def _look_up_d(b: Any, table: Any, indices: Any) -> Any:
-    pairs = b.bitcast(indices, ir.VectorType(_I64, 4))
-    result = ir.Constant(_D, ir.Undefined)
-    for i in range(4):
-        pair = b.extract_element(pairs, ir.Constant(_I32, i))
-        for j, index in enumerate((b.and_(pair, ir.Constant(_I64, 0xFFFFFFFF)), b.lshr(pair, ir.Constant(_I64, 32)))):
+def _look_up(index_type: Any) -> Emit:
+    nbytes = index_type.width // 8
+    places = [half + nbytes * i for half in (0, 16) for i in range(4)]
+
+    def emit(b: Any, table: Any, indices: Any) -> Any:
+        result = ir.Constant(_D, ir.Undefined)
+        for lane, place in enumerate(places):
+            index = b.zext(_load(b, b.add(indices, ir.Constant(_I64, place)), index_type), _I64)
             entry = _load(b, b.add(table, b.shl(index, ir.Constant(_I64, 2))), _I32)
-            result = b.insert_element(result, entry, ir.Constant(_I32, 2 * i + j))
-    return result
+            result = b.insert_element(result, entry, ir.Constant(_I32, lane))
+        return result
+
+    return emit
 
 
-# Eight entries of a u32 table in memory. By single loads: 1.61 cycles per byte for the decoder of coder 3 on Zen 4,
-# 1.81 by vpgatherdd, which is slow on every AMD core with AVX2.
-look_up_d = _op(_v, [_u64, _v], _look_up_d)
+# Eight entries of a u32 table in memory. Indices, of 8 or 16 bits, lie in memory, too: four at the address, four 16 bytes
+# further. By single loads: vpgatherdd is slow on every AMD core with AVX2, and indices are slow to leave a register.
+look_up_by_h, look_up_by_b = (_op(_v, [_u64, _u64], _look_up(kind)) for kind in (_I16, _I8))
 
 
 def splat_b(value: int) -> Any:
@@ -221,7 +228,18 @@ def _fill_f(b: Any, value: Any) -> Any:
     return b.bitcast(_shuffle(b, start, start, [0] * 8), _D)
 
 
+def _fill_d(b: Any, value: Any) -> Any:
+    start = b.insert_element(ir.Constant(_D, ir.Undefined), b.trunc(value, _I32), ir.Constant(_I32, 0))
+    return _shuffle(b, start, start, [0] * 8)
+
+
 fill_f = _op(_v, [types.float32], _fill_f)  # a float32 in every lane
+fill_d = _op(_v, [_u64], _fill_d)  # the low half in every lane
+
+
+def constant_d(values: list[int]) -> Any:
+    """A function without arguments: these 8 integers."""
+    return _op(_v, [], lambda b: ir.Constant(_D, values))
 
 
 def constant_f(values: list[float]) -> Any:
@@ -303,6 +321,7 @@ divide_f = _op(_v, [_v, _v], _lanes(_F, lambda b, x, y: b.fdiv(x, y)))
 # Comparisons: all ones where true
 
 greater_b = _op(_v, [_v, _v], _asm("vpcmpgtb"))  # signed
+greater_h = _op(_v, [_v, _v], _asm("vpcmpgtw"))
 equal_h = _op(_v, [_v, _v], _asm("vpcmpeqw"))
 
 # Moves
@@ -364,6 +383,13 @@ def _mask_bits_h(b: Any, x: Any, y: Any) -> Any:
 
 # One bit per lane of two masks: x's low half from bit 0, y's low half from bit 8, x's high half from 16, y's from 24
 mask_bits_h = _op(_u64, [_v, _v], _mask_bits_h)
+
+
+def _mask_bits_b(b: Any, x: Any) -> Any:
+    return b.zext(_call(b, "llvm.x86.avx2.pmovmskb", _I32, [b.bitcast(x, _B)]), _I64)
+
+
+mask_bits_b = _op(_u64, [_v], _mask_bits_b)  # the top bit of each byte
 
 
 def _compress() -> NDArray[np.uint8]:

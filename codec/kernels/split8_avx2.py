@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import ans16_decode_avx2
-from .ans_portable import U
+from .ans_header import U
 from .jit import inlined, kernel
 from .simd import (
     Register,

@@ -14,12 +14,14 @@ BAD_PADDING = 8
 CODE_TOO_LARGE = 9
 PADDING_NOT_ZERO = 10
 WRONG_CHECKSUM = 11  # found before a kernel runs
+BAD_ESCAPES = 12
+LOW_STATE = 13
 
 MESSAGES = {
     HEADER_TRUNCATED: "the payload ends inside its header",
     BAD_STREAMS: "the number of streams does not fit the chunk",
     SIZE_MISMATCH: "the stream sizes do not add up to the payload",
-    BAD_STATE: "an initial state is below 2^16",
+    BAD_STATE: "unused bits of the initial states are not zero",
     STREAM_EXHAUSTED: "a stream ends before its last symbol",
     STREAM_LEFT_OVER: "a stream goes on after its last symbol",
     BAD_FINAL_STATE: "a final state is out of range",
@@ -27,4 +29,6 @@ MESSAGES = {
     CODE_TOO_LARGE: "a code is larger than the grid has levels",
     PADDING_NOT_ZERO: "bits behind the last code are not zero",
     WRONG_CHECKSUM: "the checksum of the chunk does not match its bytes",
+    LOW_STATE: "an initial state is below 2^16",
+    BAD_ESCAPES: "the number of escaped bytes is not that of the escapes",
 }

@@ -1,0 +1,283 @@
+"""How to split a tensor that nobody has quantized here: the records, or the palette, that promise the smallest planes.
+
+Everything is estimated from counts of bytes in a sample: every field that lies within a byte follows from them, so no
+candidate but those of foreign layouts has to be tried. A plane that is coded has a price above its size, for it has to be
+decoded: what saves less is stored as it is, which is as fast as copying.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import fsum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .ans import ANS16
+from .chunks import CHUNK_CODES
+from .histogram import byte_counts, nibble_counts
+from .model import UNITS, log_units
+from .palette import MAX_VALUES, find_palette, index_width, indices
+from .records import BYTES, Records, split
+
+SAMPLE_NBYTES = 1 << 18
+PIECES = 8  # of a sample, evenly spaced
+# Bytes that coding a byte of a packed plane must save, for it takes time to decode: by escape16, nibbles (ans16), ans256.
+ESCAPE_PRICE, NIBBLE_PRICE, BYTE_PRICE = 0.008, 0.010, 0.010
+ROW_NBYTES = 24 + 8  # of a chunk: its row in the index, and on average what it takes to a multiple of 16
+STATE_NBYTES, TAIL_NBYTES = 116, 64  # of each stream: its header, and how many bytes of its codes that header holds
+ENTRY_NBYTES = 128  # of a coded tensor: what its description is longer than that of one stored as it is
+MIN_NBYTES = 1 << 11  # smaller tensors are not looked at: what they could save the header takes
+TABLE_NBYTES = {4: 16, 8: 384}
+COARSE = 0.0045  # what probabilities of 8 bits cost where the likely bytes become nibbles, as a share
+LEAST = 0.002  # share of a plane that coding must gain beyond its price
+ALIKE = 0.002  # share that apart they may be cheaper: together they are less work
+# Few symbols look less even than they are: by half a nat for each value that occurs (Miller and Madow).
+EVENER = round(0.7213 * UNITS)
+
+FLOATS = {
+    "F64": 8, "C64": 4, "F32": 4, "F16": 2, "BF16": 2,
+    "F8_E4M3": 1, "F8_E5M2": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1,
+}  # fmt: skip
+INTEGERS = {"I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2}
+# Codes of other than 1, 2, 4 or 8 bits, as compressed-tensors and MLX pack them: one after the other, low bits first.
+DENSE = tuple(Records((field,)) for field in ((3, 32), (5, 32), (6, 16), (7, 32)))
+MAY_BE_DENSE = ("I32", "U32", "U8")
+SIX_BIT_FLOATS = ("F6_E2M3", "F6_E3M2")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How to split a tensor, and what that promises.
+
+    coders: for each plane `ans`, or `raw` where coding gains too little for the time it takes. palette: the values, if
+    the tensor has few: uint8 `[p, element]`; the planes are then its indices and the values themselves, and `records`
+    one field of an element's bytes. nbytes: estimated size with tables and chunk rows; that of the data if `coders` is
+    just `raw`: then the tensor is best stored as it is.
+    """
+
+    records: Records
+    coders: tuple[str, ...]
+    palette: NDArray[np.uint8] | None
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """Of a plane, in bytes of the whole tensor. price: nbytes and what decoding is worth."""
+
+    price: float
+    nbytes: float
+    coder: str
+
+
+@dataclass(frozen=True)
+class _Field:
+    """One or more lanes, or part of one. counts: of the bytes of these lanes (`[pieces, 256]`); None for other parts."""
+
+    bits: int
+    count: int
+    cost: _Cost
+    counts: NDArray[np.int64] | None
+
+
+def choose(
+    data: NDArray[np.uint8], dtype: str, hints: Sequence[Records] = (), *, sample_nbytes: int = SAMPLE_NBYTES
+) -> Choice:
+    """The best way to split the bytes of a tensor (uint8 `[n]`, C-contiguous), as far as a sample of them tells.
+
+    dtype: in safetensors' names, or any other. hints: records that its layout suggests; those that do not fit the size
+    are ignored. The sample has `sample_nbytes` bytes in 8 pieces; smaller tensors are looked at as a whole.
+    """
+    raw = Choice(BYTES, ("raw",), None, data.size)
+    if data.size < MIN_NBYTES:
+        return raw
+    data = data.reshape(-1)
+    size = FLOATS.get(dtype) or INTEGERS.get(dtype) or 1
+    size = size if data.size % size == 0 else 1
+    options = [_by_lanes(data, Records(((8, 1),) * size, dtype in FLOATS), sample_nbytes)]
+    values = find_palette(data, size, max(1, min(MAX_VALUES if size > 1 else 16, data.size // (4 * size))))
+    if values is not None:
+        options.append(_by_palette(data, values, sample_nbytes))
+    tried = list(hints)
+    if dtype in MAY_BE_DENSE:
+        tried += DENSE
+    elif dtype in SIX_BIT_FLOATS:
+        tried.append(Records(((6, 4),)))
+    for records in dict.fromkeys(tried):
+        if data.size % records.span == 0:
+            options.append(_by_records(data, records, sample_nbytes))
+    price, best = min(options, key=lambda option: option[0])
+    return best if price < data.size and best.nbytes < data.size else raw
+
+
+def _by_palette(data: NDArray[np.uint8], values: NDArray[np.uint8], sample_nbytes: int) -> tuple[float, Choice]:
+    size, width = values.shape[1], index_width(len(values))
+    pieces = _sample(data, size, sample_nbytes)
+    counts = np.array([_counts(indices(piece, values), width) for piece in pieces])
+    cost = _plane_cost(counts, data.size // size, width, sum(piece.size for piece in pieces) < data.size)
+    more = values.size + ROW_NBYTES + ENTRY_NBYTES
+    choice = Choice(Records(((8, size),)), (cost.coder, "raw"), values, round(cost.nbytes + more))
+    return cost.price + more, choice
+
+
+def _by_records(data: NDArray[np.uint8], records: Records, sample_nbytes: int) -> tuple[float, Choice]:
+    """Price and choice of given records."""
+    pieces = _sample(data, records.span, sample_nbytes)
+    planes = [split(piece, records) for piece in pieces]
+    sampled = sum(piece.size for piece in pieces) < data.size
+    costs: list[_Cost] = []
+    for f, (codes, width) in enumerate(zip(records.codes(data.size), records.widths, strict=True)):
+        costs.append(_plane_cost(np.array([_counts(piece[f], width) for piece in planes]), codes, width, sampled))
+        if width < 8:  # the coder takes pairs of nibbles where they are cheaper
+            pairs = _plane_cost(np.array([byte_counts(piece[f]) for piece in planes]), codes * width // 8, 8, sampled)
+            costs[f] = min(costs[f], pairs, key=lambda cost: cost.price)
+    return _choice(records, costs)
+
+
+def _by_lanes(data: NDArray[np.uint8], lanes: Records, sample_nbytes: int) -> tuple[float, Choice]:
+    """Price and choice of the best fields that keep to the bytes of a record, each a plane of `lanes`."""
+    pieces = _sample(data, lanes.span, sample_nbytes)
+    sampled = sum(piece.size for piece in pieces) < data.size
+    size = pieces[0].size // lanes.nbytes  # that of all
+    by_lane = [
+        [byte_counts(plane[start : start + size]) for start in range(0, plane.size, size)]
+        for plane in split(np.concatenate(pieces) if len(pieces) > 1 else pieces[0], lanes)
+    ]
+    codes = data.size // lanes.nbytes
+    fields: list[_Field] = []
+    for counts in np.array(by_lane):
+        for field in _cut(counts, codes, sampled):
+            merged = _merge(fields[-1], field, codes, sampled) if fields else None
+            fields[-1:] = [merged] if merged else [*fields[-1:], field]
+    records = Records(tuple((field.bits, field.count) for field in fields), lanes.rotate)
+    if len(fields) == 1:  # all bytes alike: their order does not matter
+        records = Records(((8, 1),) if fields[0].bits == 8 else ((4, 2),))
+    return _choice(records, [field.cost for field in fields])
+
+
+def _choice(records: Records, costs: list[_Cost]) -> tuple[float, Choice]:
+    price, nbytes = (ENTRY_NBYTES + sum(values) for values in zip(*((c.price, c.nbytes) for c in costs), strict=True))
+    return price, Choice(records, tuple(cost.coder for cost in costs), None, round(nbytes))
+
+
+def _cut(counts: NDArray[np.int64], codes: int, sampled: bool) -> list[_Field]:
+    """The cheapest fields of a lane: all of it as bytes or pairs of nibbles, or cut in two.
+
+    counts: of its bytes in each piece, int64 `[pieces, 256]`. codes: number of its bytes in the whole tensor.
+    """
+    whole = _plane_cost(counts, codes, 8, sampled)
+    best = [_Field(8, 1, whole, counts)]
+    if whole.coder == "raw" or np.count_nonzero(counts.sum(axis=0)) == 1:
+        return best
+    table = counts.reshape(-1, 16, 16)
+    nibbles = _plane_cost(table.sum(axis=1) + table.sum(axis=2), 2 * codes, 4, sampled)
+    options = [best, [_Field(4, 2, nibbles, counts)]]
+    for low in sorted({4, *_borders(counts)}):
+        table = counts.reshape(len(counts), 1 << (8 - low), 1 << low)
+        options.append(
+            [
+                _Field(bits, 1, _plane_cost(side, codes, 1 << (bits - 1).bit_length(), sampled), None)
+                for bits, side in ((low, table.sum(axis=1)), (8 - low, table.sum(axis=2)))
+            ]
+        )
+    return min(options, key=lambda fields: sum(field.cost.price for field in fields))
+
+
+def _borders(counts: NDArray[np.int64]) -> Iterator[int]:
+    """Where to cut a byte so that one side is the same in all bytes that occur."""
+    values = np.flatnonzero(counts.sum(axis=0))
+    changing = int(np.bitwise_or.reduce(values) ^ np.bitwise_and.reduce(values))
+    low, high = (changing & -changing).bit_length() - 1, changing.bit_length()
+    yield from (border for border in (low, high) if 0 < border < 8)
+
+
+def _merge(one: _Field, two: _Field, codes: int, sampled: bool) -> _Field | None:
+    """Neighbouring lanes as one field, if that is not worse: their bytes then share chunks and tables."""
+    if one.counts is None or two.counts is None or one.bits != two.bits:
+        return None
+    count = one.count + two.count
+    counts = one.counts + two.counts
+    if one.bits == 8:
+        cost = _plane_cost(counts, codes * count, 8, sampled)
+    else:
+        table = counts.reshape(-1, 16, 16)
+        cost = _plane_cost(table.sum(axis=1) + table.sum(axis=2), codes * count, 4, sampled)
+    worth = 1 + ALIKE if one.cost.coder == two.cost.coder else 1
+    if cost.price > (one.cost.price + two.cost.price) * worth:
+        return None
+    return _Field(one.bits, count, cost, counts)
+
+
+def _plane_cost(counts: NDArray[np.int64], codes: int, width: int, sampled: bool) -> _Cost:
+    """What a plane of `codes` codes costs, packed by `width` bits.
+
+    counts: of its codes, or of its nibbles, in each piece: int64 `[pieces, symbols]`. sampled: whether there is more of the
+    plane than the pieces.
+    """
+    chunks = max(1, round(codes / CHUNK_CODES))
+    plane, rows = codes * width / 8, chunks * ROW_NBYTES
+    pooled = counts.sum(axis=0)
+    if np.count_nonzero(pooled) <= 1:
+        return _Cost(rows + chunks, rows + chunks, "ans")
+    units, total = _entropy(counts), int(pooled.sum())
+    constant = units == 0
+    if sampled:
+        units += (np.count_nonzero(counts, axis=1) - 1) * EVENER
+    symbols = codes * width / (4 if counts.shape[1] == 16 else width)
+    streams = chunks * ANS16.default_streams(round(codes / chunks))
+    outside = max(0.0, 1 - streams * TAIL_NBYTES / plane)  # share of the codes that the headers do not hold
+    nbytes_per_unit = symbols / total / (8 * UNITS) * outside
+    table = TABLE_NBYTES[8 if width == 8 else 4]
+    more = rows + streams * STATE_NBYTES
+    price = NIBBLE_PRICE if counts.shape[1] == 16 else BYTE_PRICE
+
+    if counts.shape[1] == 256:  # the likely bytes as nibbles, the others after an escape
+        likely = np.argsort(-pooled, kind="stable")[:15]
+        others = counts.sum(axis=1) - counts[:, likely].sum(axis=1)
+        few = np.column_stack([counts[:, likely], others])
+        few_units = _entropy(few) * (1 + COARSE) + others * 8 * UNITS
+        few_nbytes = few_units.sum() * nbytes_per_unit + 32 * chunks + ESCAPE_PRICE * plane
+        if few_nbytes < units.sum() * nbytes_per_unit + table * chunks + price * plane:
+            units, table, price, pooled = few_units, 32, ESCAPE_PRICE, few.sum(axis=0)
+
+    # With tables of their own, each piece as it is best: chunks will choose for themselves, too.
+    share = counts.sum(axis=1) / total
+    sizes = units * nbytes_per_unit + share * (more + chunks * table)
+    sizes = np.where(constant, share * (rows + chunks), np.minimum(sizes, share * (plane + rows)))
+    prices = np.where(constant, sizes, np.minimum(sizes + share * plane * price, share * (plane + rows)))
+    best = _Cost(fsum(prices), fsum(sizes), "ans")
+    if len(counts) > 1:
+        escaped = int(pooled[15]) * 8 * UNITS if pooled.size == 16 and counts.shape[1] == 256 else 0
+        nbytes = (int(_entropy(pooled)) + escaped) * nbytes_per_unit + more + table
+        best = min(best, _Cost(nbytes + price * plane, nbytes, "ans"), key=lambda cost: cost.price)
+    raw = plane + rows
+    return best if best.price < raw - LEAST * plane else _Cost(raw, raw, "raw")
+
+
+def _counts(packed: NDArray[np.uint8], width: int) -> NDArray[np.int64]:
+    return byte_counts(packed) if width == 8 else nibble_counts(packed)
+
+
+def _entropy(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Of the last axis: bits of all its symbols together, in units of 1 / UNITS bit."""
+    units: NDArray[np.int64] = _times_log(counts.sum(axis=-1)) - _times_log(counts).sum(axis=-1)
+    return units
+
+
+def _times_log(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """n log2(n) in units of 1 / UNITS bit, from the first 12 bits of n: the same on every machine, and 0.0004 bits too small."""
+    shift = np.maximum(np.frexp(counts.astype(np.float64))[1].astype(np.int64) - 12, 0)
+    products: NDArray[np.int64] = counts * (log_units()[counts >> shift] + shift * UNITS)
+    return products
+
+
+def _sample(data: NDArray[np.uint8], span: int, nbytes: int) -> list[NDArray[np.uint8]]:
+    """Pieces of whole spans, evenly spaced from the first to the last."""
+    spans, size = data.size // span, max(1, nbytes // PIECES // span)
+    if data.size <= nbytes or spans <= size:
+        return [data]
+    pieces = min(PIECES, spans // size)
+    starts = [(spans - size) * i // max(1, pieces - 1) * span for i in range(pieces)]
+    return [data[start : start + size * span] for start in starts]

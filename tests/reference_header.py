@@ -1,0 +1,407 @@
+"""Reference reader of what a .qzc file says of itself: sections 1, 2 and 7 of docs/SPEC.md, and the objects of section 3.
+
+See `reference_decoder` for its rules.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import xxhash
+
+
+def must(condition: bool, where: str, message: str) -> None:
+    if not condition:
+        raise ValueError(f"{where}: {message}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 1. File: a profile of safetensors
+
+MAX_HEADER = 100_000_000
+DTYPE_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64,
+}  # fmt: skip
+CODED_MEMBERS = ("payload", "row_class", "column_class")
+BANK_WIDTHS = {
+    "qzc.tables.ans16": 16,
+    "qzc.tables.ans256": 384,
+    "qzc.tables.huffman": 128,
+    "qzc.tables.escape16": 32,
+    "qzc.tables.short16": 24,
+}
+CHUNKS, CHECKSUMS, REST, OFFSETS = "qzc.chunks", "qzc.checksums", "qzc.source.rest", "qzc.source.offsets"
+
+
+@dataclass(frozen=True)
+class Member:
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int  # from the start of the data
+    data: bytes
+
+    def is_bytes(self, *shape: int) -> bool:
+        """Whether it is U8 of a shape; -1 stands for any size."""
+        return (
+            self.dtype == "U8"
+            and len(self.shape) == len(shape)
+            and all(wanted in (-1, size) for wanted, size in zip(shape, self.shape, strict=True))
+        )
+
+
+def read_header(data: bytes) -> tuple[int, dict[str, Member], dict[str, str]]:
+    """(start of the data, the members in the order of the data, `__metadata__`)."""
+    where = "section 1, header"
+    must(len(data) >= 8, "section 1, header_size", "the file ends inside it")
+    header_size = int.from_bytes(data[:8], "little")
+    start = 8 + header_size
+    must(header_size <= MAX_HEADER, "section 1, header_size", f"{header_size} is too large")
+    must(start <= len(data), "section 1, header_size", "the file ends inside the header")
+    must(start % 64 == 0, "section 1, header_size", "8 + header_size is not a multiple of 64")
+    try:
+        text = data[8:start].decode("utf-8").rstrip(" ")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: {error}") from None
+    must(text[:1] == "{" and text[-1:] == "}", where, "not an object padded with spaces")
+    header = an_object(parse_json(text, where), where)
+
+    metadata = strings(header.pop("__metadata__", None), "section 1, __metadata__")
+    found: list[tuple[int, int, str, Member]] = []
+    for name, value in header.items():
+        where = f"section 1, member {name!r}"
+        fields = an_object(value, where)
+        must(set(fields) == {"dtype", "shape", "data_offsets"}, where, "keys")
+        dtype = a_dtype(fields["dtype"], where)
+        shape = a_shape(fields["shape"], where)
+        offsets = a_list(fields["data_offsets"], where)
+        must(len(offsets) == 2, where, "data_offsets")
+        begin, end = (an_int(offset, where, 0, len(data) - start) for offset in offsets)
+        if dtype in DTYPE_BITS:  # members of other dtypes may have any length
+            must(8 * (end - begin) == math.prod(shape) * DTYPE_BITS[dtype], where, "data_offsets do not fit the shape")
+        found.append((begin, end, name, Member(dtype, shape, begin, data[start + begin : start + end])))
+
+    # The order of section 7: by start; members without data first, by name.
+    found.sort(key=lambda item: (item[0], item[1] > item[0], item[2]))
+    position = 0
+    for begin, end, name, _ in found:
+        must(begin == position, f"section 1, member {name!r}", f"begins at {begin}, not {position}: a hole or overlap")
+        position = end
+    must(start + position == len(data), "section 1, data", "bytes after the last member")
+    members = {name: member for _, _, name, member in found}
+    must(bool(found) and found[-1][2] == CHECKSUMS, "section 1, qzc.checksums", "must be the last member in the data")
+    return start, members, metadata
+
+
+def is_reserved(name: str) -> bool:
+    return ".qzc." in name or name.startswith("qzc.") or name.endswith(".qzc") or name in ("qzc", "__metadata__")
+
+
+def parse_json(text: str, where: str) -> object:
+    def no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        result = dict(pairs)
+        must(len(result) == len(pairs), where, "duplicate key")
+        return result
+
+    def no_constant(constant: str) -> object:
+        raise ValueError(f"{where}: {constant} is not JSON")
+
+    try:
+        value: object = json.loads(text, object_pairs_hook=no_duplicates, parse_constant=no_constant)
+        json.dumps(value, ensure_ascii=False).encode()  # refuses half a surrogate pair: escapes can make one
+    except RecursionError:
+        raise ValueError(f"{where}: nested too deeply") from None
+    except (json.JSONDecodeError, UnicodeEncodeError) as error:
+        raise ValueError(f"{where}: {error}") from None
+    return value
+
+
+def an_object(value: object, where: str) -> dict[str, object]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: not an object")
+    return value
+
+
+def a_list(value: object, where: str) -> list[object]:
+    if not isinstance(value, list):
+        raise ValueError(f"{where}: not an array")
+    return value
+
+
+def a_text(value: object, where: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{where}: not a string")
+    return value
+
+
+def a_dtype(value: object, where: str) -> str:
+    text = a_text(value, where)
+    must(re.fullmatch(r"[ -~]{0,64}", text) is not None, f"{where} dtype", "not up to 64 printable characters")
+    return text
+
+
+def an_int(value: object, where: str, low: int, high: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"{where}: not an integer")
+    must(low <= value <= high, where, f"{value} is not in {low} .. {high}")
+    return value
+
+
+def a_bool(value: object, where: str) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{where}: not true or false")
+    return value
+
+
+def a_digest(value: object, where: str) -> int:
+    text = a_text(value, where)
+    must(re.fullmatch(r"[0-9a-f]{16}", text, re.ASCII) is not None, where, "not 16 hex digits")
+    return int(text, 16)
+
+
+def a_shape(value: object, where: str) -> tuple[int, ...]:
+    return tuple(an_int(size, where, 0, 2**63 - 1) for size in a_list(value, where))
+
+
+def strings(value: object, where: str) -> dict[str, str]:
+    return {key: a_text(text, where) for key, text in an_object(value, where).items()}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 2. Metadata
+
+
+@dataclass(frozen=True)
+class Quantized:
+    dtype: str
+    shape: tuple[int, ...]
+    grid: int
+    scale: int
+
+
+@dataclass(frozen=True)
+class Lossless:
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    records: int
+    palette: int | None
+    base: int | None
+
+
+Entry = Quantized | Lossless
+
+
+@dataclass(frozen=True)
+class Profile:
+    entries: dict[str, Entry]  # in the order of their names
+    grids: list[Grid]
+    records: list[Records]
+    ties: dict[str, str]
+    source_file: dict[str, object] | None
+
+
+def read_metadata(metadata: dict[str, str]) -> Profile:
+    must(metadata.get("format") == "qzc", "section 2, format", "not qzc")
+    must(metadata.get("qzc.version") == "0.2", "section 2, qzc.version", "not 0.2")
+    for key in ("qzc.writer", "qzc.coded"):
+        must(key in metadata, f"section 2, {key}", "is missing")
+
+    def load(key: str, empty: str) -> object:
+        return parse_json(metadata.get(key, empty), f"section 2, {key}")
+
+    grids = [read_grid(value) for value in a_list(load("qzc.grids", "[]"), "section 2, qzc.grids")]
+    records = [read_records(value) for value in a_list(load("qzc.records", "[]"), "section 2, qzc.records")]
+    coded = an_object(load("qzc.coded", "{}"), "section 2, qzc.coded")
+    entries = {
+        name: read_entry(coded[name], grids, records, f"section 2, qzc.coded {name!r}")
+        for name in sorted(coded, key=str.encode)
+    }
+    ties = strings(load("qzc.ties", "{}"), "section 2, qzc.ties")
+    strings(load("qzc.source", "{}"), "section 2, qzc.source")
+    strings(load("qzc.base", "{}"), "section 2, qzc.base")
+    has_base = any(isinstance(entry, Lossless) and entry.base is not None for entry in entries.values())
+    must(
+        has_base == ("qzc.base" in metadata),
+        "section 2, qzc.base",
+        "is there without a tensor that has one, or missing",
+    )
+    source = None
+    if "qzc.source_file" in metadata:
+        source = an_object(load("qzc.source_file", ""), "section 2, qzc.source_file")
+    return Profile(entries, grids, records, ties, source)
+
+
+def read_entry(value: object, grids: Sequence[Grid], records: Sequence[Records], where: str) -> Entry:
+    entry = an_object(value, where)
+    must({"dtype", "shape"} <= set(entry), where, "lacks a key")
+    dtype, shape = a_dtype(entry["dtype"], where), a_shape(entry["shape"], where)
+    must(len(shape) <= 64, f"{where} shape", "more than 64 dimensions")
+    must(math.prod(size or 1 for size in shape) < 2**48, f"{where} shape", "too large")
+    must(("grid" in entry) != ("records" in entry), where, "has not one of grid and records")
+    if "grid" in entry:
+        must("scale" in entry, where, "lacks a key")
+        must(not {"nbytes", "palette", "base"} & set(entry), where, "has a key of lossless tensors")
+        must(dtype in ("F64", "F32", "F16", "BF16"), where, f"quantized, but of dtype {dtype!r}")
+        grid = an_int(entry["grid"], f"{where} grid", 0, len(grids) - 1)
+        scale = an_int(entry["scale"], f"{where} scale", 0, len(records) - 1)
+        size = DTYPE_BITS[grids[grid].scale_dtype] // 8
+        must(records[scale].nbytes == size, f"{where} scale", "records of another size")
+        must(not records[scale].unit, f"{where} scale", "interleaved records")
+        return Quantized(dtype, shape, grid, scale)
+
+    must("scale" not in entry, where, "has a key of quantized tensors")
+    number = an_int(entry["records"], f"{where} records", 0, len(records) - 1)
+    bits = math.prod(shape) * DTYPE_BITS.get(dtype, 1)
+    implied = dtype in DTYPE_BITS and bits % 8 == 0
+    must(("nbytes" in entry) != implied, f"{where} nbytes", f"is there or missing with dtype {dtype!r}")
+    nbytes = an_int(bits // 8 if implied else entry["nbytes"], f"{where} nbytes", 0, 2**48 - 1)
+    must(nbytes % records[number].span == 0, f"{where} records", f"{nbytes} bytes are not a whole number of them")
+    palette = an_int(entry["palette"], f"{where} palette", 1, 256) if "palette" in entry else None
+    must(palette is None or records[number].holds_values, f"{where} palette", "of records with fields")
+    base = a_digest(entry["base"], f"{where} base") if "base" in entry else None
+    must(palette is None or base is None, f"{where} palette", "together with a base")
+    return Lossless(dtype, shape, nbytes, number, palette, base)
+
+
+def check_names(members: dict[str, Member], profile: Profile) -> None:
+    stored = {name for name in members if not is_reserved(name)}
+    for name in profile.entries:
+        must(name not in stored, "section 2, qzc.coded", f"{name!r} is stored uncoded, too")
+        must(f"{name}.qzc.payload" in members, "section 2, qzc.coded", f"{name!r} has no payload")
+    stored |= set(profile.entries)
+    for name in (*profile.entries, *profile.ties):
+        must(not is_reserved(name), "section 1, names", f"{name!r} is reserved")
+    for name, target in profile.ties.items():
+        must(target in stored, "section 2, qzc.ties", f"{name!r} is tied to {target!r}, which is not stored")
+        must(name not in stored, "section 2, qzc.ties", f"{name!r} is stored and tied")
+    for name in members:
+        if is_reserved(name) and name not in BANK_WIDTHS and name not in (CHUNKS, CHECKSUMS, REST, OFFSETS):
+            owner, _, kind = name.rpartition(".qzc.")
+            must(
+                owner in profile.entries and kind in CODED_MEMBERS,
+                "section 2, qzc.coded",
+                f"{name!r} belongs to no tensor",
+            )
+            of_codes = kind == "payload" or isinstance(profile.entries[owner], Quantized)
+            must(of_codes, "section 1, members", f"{name!r} belongs to a lossless tensor")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 3. Tensors: from codes to values. Here only what `__metadata__` says of it
+
+SCALE_DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
+
+
+@dataclass(frozen=True)
+class Grid:
+    num_bits: int
+    symmetric: bool
+    strategy: str
+    group_size: int
+    scale_dtype: str
+
+    def scale_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        rows, columns = matrix(shape)
+        return {"tensor": (1,), "channel": (rows, 1), "group": (rows, -(-columns // self.group_size))}[self.strategy]
+
+
+@dataclass(frozen=True)
+class Records:
+    fields: list[tuple[int, int]]  # (bits, count)
+    rotate: bool
+    unit: int
+    lanes: int
+
+    @property
+    def nbytes(self) -> int:
+        return sum(bits * count for bits, count in self.fields) // 8
+
+    @property
+    def span(self) -> int:
+        return self.lanes * self.nbytes
+
+    @property
+    def holds_values(self) -> bool:
+        """Whether they are whole values for a palette to list."""
+        size = self.nbytes
+        return (
+            self.fields == [(8, size)]
+            and size in (1, 2, 4, 8)
+            and not self.rotate
+            and self.lanes == 1
+            and self.unit == 0
+        )
+
+
+def matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    return (shape[0], math.prod(shape[1:])) if shape else (1, 1)
+
+
+def read_grid(value: object) -> Grid:
+    where = "section 3, grid"
+    fields = an_object(value, where)
+    keys = {"num_bits", "symmetric", "strategy", "group_size", "scale_method", "scale_dtype"}
+    must(keys <= set(fields), where, "lacks a key")
+    num_bits = an_int(fields["num_bits"], f"{where} num_bits", 1, 8)
+    symmetric = a_bool(fields["symmetric"], f"{where} symmetric")
+    strategy, group_size = a_text(fields["strategy"], where), 1
+    must(strategy in ("tensor", "channel", "group"), f"{where} strategy", f"unknown {strategy!r}")
+    if strategy == "group":
+        group_size = an_int(fields["group_size"], f"{where} group_size", 1, 2**31 - 1)
+    else:
+        must(fields["group_size"] is None, f"{where} group_size", f"not null, but strategy is {strategy!r}")
+    a_text(fields["scale_method"], f"{where} scale_method")
+    scale_dtype = a_text(fields["scale_dtype"], where)
+    must(scale_dtype in SCALE_DTYPES, f"{where} scale_dtype", f"unknown {scale_dtype!r}")
+    return Grid(num_bits, symmetric, strategy, group_size, SCALE_DTYPES[scale_dtype])
+
+
+def read_records(value: object) -> Records:
+    where = "section 3, records"
+    keys = an_object(value, where)
+    must({"fields", "rotate", "interleave"} <= set(keys), where, "lacks a key")
+    fields = []
+    for pair in a_list(keys["fields"], f"{where} fields"):
+        numbers = a_list(pair, f"{where} fields")
+        must(len(numbers) == 2, f"{where} fields", "not a pair")
+        fields.append((an_int(numbers[0], f"{where} bits", 1, 8), an_int(numbers[1], f"{where} count", 1, 8 * 65536)))
+    must(1 <= len(fields) <= 64, f"{where} fields", f"{len(fields)} of them")
+    size = sum(bits * count for bits, count in fields)
+    must(size % 8 == 0 and size <= 8 * 65536, f"{where} fields", f"{size} bits")
+    rotate = a_bool(keys["rotate"], f"{where} rotate")
+    must(not rotate or size in (8, 16, 32, 64), f"{where} rotate", f"a record of {size} bits")
+    unit, lanes = 0, 1
+    if keys["interleave"] is not None:
+        interleave = a_list(keys["interleave"], f"{where} interleave")
+        must(len(interleave) == 2, f"{where} interleave", "not a pair")
+        unit = an_int(interleave[0], f"{where} unit", 1, 65536)
+        lanes = an_int(interleave[1], f"{where} lanes", 1, 2**24)
+        must(size // 8 % unit == 0, f"{where} unit", "does not divide the record")
+    return Records(fields, rotate, unit, lanes)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 7. Checksums
+
+
+def xxh3(data: bytes) -> int:
+    return int(xxhash.xxh3_64_intdigest(data))
+
+
+def check_checksums(data: bytes, start: int, members: dict[str, Member]) -> None:
+    member, where = members[CHECKSUMS], f"section 7, {CHECKSUMS}"
+    must(member.is_bytes(len(members) + 1, 8), where, "dtype or shape")
+    rows = struct.unpack(f"<{len(members) + 1}Q", member.data)
+    must(rows[-1] == xxh3(member.data[:-8]), where, "the last row does not fit the rows before")
+    must(rows[-2] == xxh3(data[:start]), where, "header")
+    others = [item for item in members.items() if item[0] != CHECKSUMS]
+    for (name, other), row in zip(others, rows[:-2], strict=True):
+        expected = 0 if name.endswith(".qzc.payload") else xxh3(other.data)
+        must(row == expected, where, f"{name!r}")
