@@ -1,0 +1,104 @@
+"""Compiled loops over the codes of a tensor: how often each occurs in each class, and what they stand for."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..codec.kernels.jit import kernel
+from .kernels_feedback import ROUNDING, TOP
+
+ESCAPE = 0  # the symbol of codes beyond +-127; code k is symbol k + 128
+
+
+@kernel
+def count_classes(
+    codes: NDArray[np.int16],
+    row_class: NDArray[np.int64],
+    column_class: NDArray[np.int64],
+    after: NDArray[np.uint8],
+    restart: int,
+    counts: NDArray[np.int64],
+) -> None:
+    """Add the codes i16[rows, columns] to counts i64[classes, 2, 256] by class, set and symbol.
+
+    The class is row_class + column_class, clipped. after u8[states, 2]: the trellis; a single state for a plain grid.
+    Its states begin at 0 in every row that is a multiple of `restart`.
+    """
+    rows, columns = codes.shape
+    last = counts.shape[0] - 1
+    state = np.zeros(columns, np.uint8)
+    for r in range(rows):
+        if r % restart == 0:
+            state[:] = 0
+        for c in range(columns):
+            k = np.int64(codes[r, c])
+            table = min(max(row_class[r] + column_class[c], 0), last)
+            symbol = k + 128 if -127 <= k <= 127 else ESCAPE
+            counts[table, state[c] & 1, symbol] += 1
+            state[c] = after[state[c], k & 1]
+
+
+@kernel
+def rebuild(
+    codes: NDArray[np.int16],
+    column_scale: NDArray[np.float32],
+    row_scale: NDArray[np.float32],
+    after: NDArray[np.uint8],
+    restart: int,
+    out: NDArray[np.float32],
+) -> None:
+    """out f32[rows, columns] = (level * column_scale) * row_scale, each product rounded once. The trellis: as above.
+
+    level: the code; with a trellis 2 * code in set 0 and 2 * code - sign(code) in set 1.
+    """
+    rows, columns = codes.shape
+    if after.shape[0] == 1:
+        for r in range(rows):
+            for c in range(columns):
+                out[r, c] = (np.float32(codes[r, c]) * column_scale[c]) * row_scale[r]
+        return
+    state = np.zeros(columns, np.uint8)
+    for r in range(rows):
+        if r % restart == 0:
+            state[:] = 0
+        for c in range(columns):
+            k = np.int32(codes[r, c])
+            sign = (1 if k > 0 else 0) - (1 if k < 0 else 0)
+            level = 2 * k - sign * np.int32(state[c] & 1)
+            out[r, c] = (np.float32(level) * column_scale[c]) * row_scale[r]
+            state[c] = after[state[c], k & 1]
+
+
+@kernel
+def round_rows(
+    weights: NDArray[np.float32],
+    step: NDArray[np.float32],
+    row_scale: NDArray[np.float32],
+    codes: NDArray[np.int16],
+    sums: NDArray[np.float64],
+) -> None:
+    """codes i16[rows, columns] = the nearest on an unbounded grid, without feedback.
+
+    weights f32[rows, columns], step f32[columns], row_scale f32[rows], a factor on the step. sums f64[3, columns]
+    gains weight * value, value^2 and weight^2 of each column, in units of row_scale, value being code * step.
+    """
+    rows, columns = weights.shape
+    inverse = np.empty(columns, np.float32)
+    for c in range(columns):
+        inverse[c] = np.float32(1.0) / step[c]
+    for r in range(rows):
+        inverse_row = np.float32(1.0) / row_scale[r]
+        row, out = weights[r], codes[r]
+        for c in range(columns):
+            target = row[c] * inverse_row
+            steps = target * inverse[c]
+            steps = TOP if steps > TOP else steps
+            steps = -TOP if steps < -TOP else steps
+            z = (steps + ROUNDING) - ROUNDING
+            value = z * step[c]
+            out[c] = np.int16(z)
+            t, v = np.float64(target), np.float64(value)
+            sums[0, c] += t * v
+            sums[1, c] += v * v
+            sums[2, c] += t * t
