@@ -24,9 +24,9 @@ _GZIP_MEM_LEVEL = 9
 def gzip_nbytes(data: NDArray[np.uint8], level: int = 6) -> int:
     """Size in bytes of `gzip -LEVEL < data`: the deflate stream and 18 bytes of header and trailer.
 
-    data: uint8 `[n]`, contiguous. Computed with zlib at gzip's block size. GNU gzip has a deflate of its own: the
-    result is its size to the byte on most tensors, and up to 1 % more where it ends a block early because the
-    statistics change.
+    data: uint8 `[n]`, contiguous. Computed with zlib at gzip's block size, which gives the size that GNU gzip writes, to
+    the byte, unless a block shrinks to less than half: every 4096 symbols gzip looks whether most of them are literals and the
+    block so far halves, and then ends it early. zlib can do so only when compiled for it. The result is then about 1 % more.
     """
     stream = zlib.compressobj(level, zlib.DEFLATED, -zlib.MAX_WBITS, _GZIP_MEM_LEVEL)
     nbytes = sum(len(stream.compress(piece)) for piece in _pieces(data))

@@ -15,7 +15,10 @@ from ..codec.errors import QzcError
 from ..version import VERSION
 from .signals import catch_signals
 
-COMMANDS = ("pack", "unpack", "verify", "ls", "info", "stats", "cat", "bench")
+COMMANDS = (
+    "pack", "unpack", "verify", "ls", "info", "stats", "report", "roofline", "cat", "bench", "calibrate", "eval",
+)  # fmt: skip
+FILES = {"eval": "evaluate"}  # where a command has not the name of its module
 INTERRUPTED, BROKEN_PIPE = 130, 141
 
 
@@ -28,7 +31,7 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command = import_module(f"..{cmd_name}", __name__).command
+        command = import_module(f"..{FILES.get(cmd_name, cmd_name)}", __name__).command
         assert isinstance(command, click.Command)
         return command
 

@@ -129,7 +129,7 @@ def _fitting(columns: Sequence[Column[Row]], cells: dict[str, list[str]], consol
     """The columns that fit side by side; those of rank 0 in any case. The first may be folded to a third of the width."""
     from rich.cells import cell_len
 
-    widths = {c.key: max(map(cell_len, (c.title, *cells[c.key]))) + 2 for c in columns}
+    widths = {c.key: max(map(cell_len, (c.title, *cells[c.key]))) + 3 for c in columns}
     name = columns[0].key
     widths[name] = min(widths[name], max(24, console.width // 3))
     shown = list(columns)

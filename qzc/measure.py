@@ -5,74 +5,68 @@ Introduces the rooms to each other: formats reads, quantize and codec do what a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from .analysis.baselines import gzip_nbytes, zstd_nbytes
-from .analysis.distortion import Distortion, weight_distortion
-from .analysis.entropy import level_bits, shannon_entropy
-from .analysis.tensor_stats import CodedSize, CodeStats, Sizes, TensorStats, Totals, totals
-from .codec.chunk_index import CHUNK_START
-from .codec.chunks import CHUNK_CODES, CHUNK_DTYPE, EncodedChunk
-from .codec.coder import CODERS
+from .analysis.distortion import weight_distortion
+from .analysis.tensor_stats import TensorStats, Totals, totals
+from .codec.chunks import CHUNK_CODES
 from .codec.errors import InvalidArgumentError
-from .codec.histogram import code_counts
-from .codec.planes import encode_tensor
+from .codec.records import Records
 from .codec.run_map import RunMap
-from .codec.tensor import QuantizedTensor
 from .formats.checkpoint import is_qzc, open_checkpoint
-from .formats.dtypes import bits_of
-from .formats.profile import BANK_ROW_NBYTES
-from .formats.reader import Reader
-from .formats.safetensors import SafetensorsFile
+from .lossless import plan_lossless
+from .measure_coded import Coded, code_lossless, code_tensor, file_stats
+from .measure_packed import packed_stats
 from .packer import LARGE, Progress
-from .planner import PlannedTensor, plan_file
+from .planner import FilePlan, PlannedTensor, plan_file
 from .quantize.rtn import NonFiniteError, quantize
-from .quantize.select import Selection
+from .quantize.select import BitsRule, Selection
+from .sources import SourceTensors, find_layout, open_source
 from .threads import thread_map
+
+NOT_FINITE = "has NaN or Inf"
 
 
 @dataclass(frozen=True)
 class ModelStats:
-    """The figures of a checkpoint; `docs/stats.md` defines each. tensors: sorted by name."""
+    """The figures of a checkpoint; `docs/stats.md` defines each.
+
+    bits: that of the grids, None where rules or the file decide. tensors: sorted by name.
+    """
 
     source: Path
     kind: Literal["safetensors", "qzc"]
+    bits: int | None
     tensors: tuple[TensorStats, ...]
     totals: Totals
 
     def to_json(self) -> dict[str, Any]:
-        """A document of the schema `qzc.stats/1`: sizes are exact integers, figures that do not exist are null."""
-        return {
-            "schema": "qzc.stats/1",
-            "source": str(self.source),
-            "kind": self.kind,
-            "tensors": [tensor.to_json() for tensor in self.tensors],
-            "totals": self.totals.to_json(),
-        }
+        """A document of the schema `qzc.stats/2`: sizes are exact integers, figures that do not exist are null."""
+        from .stats_document import stats_document
+
+        return stats_document([self])
 
 
 def stats(
     path: str | Path,
     selection: Selection | None = None,
     *,
+    lossless: bool = False,
     gzip: bool = True,
     chunk_codes: int = CHUNK_CODES,
     threads: int = 0,
     progress: Progress | None = None,
 ) -> ModelStats:
-    """Measure a `.safetensors` checkpoint as `pack` would quantize and code it, or a `.qzc` as it is.
+    """Measure a checkpoint as `pack` would quantize and code it, or a `.qzc` as it is, to the byte.
 
-    path: a file or a folder. selection: grids by tensor name, for `.safetensors` only. gzip: also run gzip -6 over the
-    original bytes, by far the slowest figure. chunk_codes: as for `pack`. threads: 0 for all CPUs; the result does
-    not depend on it. Nothing is written.
+    path: a file or a folder. selection: grids by tensor name, not for `.qzc`; None for the default grid, and for none if
+    the checkpoint is quantized already. lossless: quantize nothing. gzip: also run gzip -6 over the original bytes, by far the slowest figure.
+    chunk_codes: as for `pack`. threads: 0 for all CPUs; the result does not depend on it. Nothing is written.
 
     Raises InvalidArgumentError, FileAccessError, CorruptionError, UnsupportedError.
     """
@@ -81,14 +75,33 @@ def stats(
     if any(packed) and not all(packed):
         raise InvalidArgumentError(f"{path}: some files are .qzc and some are not; measure them one by one")
     total = sum(file.stat().st_size for file in checkpoint.files)
+    kind: Literal["safetensors", "qzc"] = "qzc" if any(packed) else "safetensors"
     with thread_map(threads) as run:
-        if any(packed):
-            work = _Work(run, total, progress)
-            return _read_qzc(checkpoint.root, checkpoint.files, work)
-        work = _Work(run, total * (3 if gzip else 2), progress)
-        return _measure_safetensors(
-            checkpoint.root, checkpoint.files, selection or Selection(), gzip, chunk_codes, work
-        )
+        if kind == "qzc":
+            bits = None
+            tensors, overhead = packed_stats(checkpoint.files, run, _Work(run, total, progress).advance)
+        else:
+            work = _Work(run, total * (3 if gzip else 2), progress)
+            found = find_layout(checkpoint)
+            selection = choose(selection, lossless, found is not None)
+            hints = found.hints if found else {}
+            bits = None if selection is None else one_precision(selection)
+            tensors, overhead = _as_packed(checkpoint.files, selection, hints, gzip, chunk_codes, work)
+    tensors.sort(key=lambda tensor: tensor.name)
+    return ModelStats(checkpoint.root, kind, bits, tuple(tensors), totals(tensors, overhead))
+
+
+def choose(selection: Selection | None, lossless: bool, is_quantized: bool) -> Selection | None:
+    """What is to be quantized, as `pack` decides it: nothing, if it is already and nobody asked for it."""
+    if lossless and selection is not None:
+        raise InvalidArgumentError("lossless means that nothing is quantized: give either it or a selection")
+    return None if lossless or (selection is None and is_quantized) else selection or Selection()
+
+
+def one_precision(selection: Selection) -> int | None:
+    """The bits of all grids; None if rules give them by name."""
+    (first, *others) = selection.rules or (BitsRule("*", None),)
+    return first.bits if first.pattern == "*" and not others else None
 
 
 class _Work:
@@ -103,33 +116,48 @@ class _Work:
         self._progress(doing, self._done, self._total)
 
 
-# ---------------------------------------------------------------------------------------------- .safetensors
-def _measure_safetensors(
-    source: Path, paths: Sequence[Path], selection: Selection, gzip: bool, chunk_codes: int, work: _Work
-) -> ModelStats:
+def _as_packed(
+    paths: Sequence[Path],
+    selection: Selection | None,
+    hints: Mapping[str, Sequence[Records]],
+    gzip: bool,
+    chunk_codes: int,
+    work: _Work,
+) -> tuple[list[TensorStats], dict[str, int]]:
     tensors: list[TensorStats] = []
+    overhead: dict[str, int] = {}
     for path in paths:
-        with SafetensorsFile(path) as file:
-            plan = plan_file(file, path, selection).tensors
-            codes = dict(_measure_codes(file, [t for t in plan if t.args and not t.tied_to], chunk_codes, work))
-            stored = [t for t in plan if not t.tied_to]
+        with open_source(path) as file:
+            plan = plan_file(file, path, selection, hints=hints)
+            coded = dict(_code(file, plan.quantized, chunk_codes, work))
+            plan = without_bad(plan, {name for name, one in coded.items() if one is None}, file)
+            good = {name: one for name, one in coded.items() if one is not None}
+            good.update(_code_kept(file, plan.lossless, chunk_codes, work))
+            found, beside = file_stats(file, plan, good, chunk_codes, selection is None)
+            stored = [t for t in plan.tensors if not t.tied_to]
             zstd = _compress(file, stored, "zstd -3", work)
             gzipped = _compress(file, stored, "gzip -6", work) if gzip else {}
-            tensors += [_planned(t, codes.get(t.name), gzipped.get(t.name), zstd.get(t.name)) for t in plan]
-    tensors.sort(key=lambda tensor: tensor.name)
-    return ModelStats(source, "safetensors", tuple(tensors), totals(tensors))
+            tensors += [
+                replace(t, sizes=replace(t.sizes, gzip_nbytes=gzipped.get(t.name), zstd_nbytes=zstd.get(t.name)))
+                for t in found
+            ]
+            for what, nbytes in beside.items():
+                overhead[what] = overhead.get(what, 0) + nbytes
+    return tensors, overhead
 
 
-def _planned(tensor: PlannedTensor, codes: CodeStats | None, gzip: int | None, zstd: int | None) -> TensorStats:
-    reason = tensor.reason
-    if tensor.args and codes is None and not tensor.tied_to:
-        reason = "has NaN or Inf"
-    stored = codes.final.nbytes + codes.side_nbytes if codes else 0 if tensor.tied_to else tensor.nbytes
-    sizes = Sizes(tensor.parameters, tensor.nbytes, stored, gzip, zstd, codes)
-    return TensorStats(tensor.name, tensor.dtype, tensor.shape, sizes, None if codes else reason, tensor.tied_to)
+def without_bad(plan: FilePlan, bad: set[str], file: SourceTensors) -> FilePlan:
+    """The plan with tensors that no grid can hold kept, as a pack does that is told to keep them."""
+
+    def kept(t: PlannedTensor) -> PlannedTensor:
+        if t.name not in bad:
+            return t
+        return replace(t, args=None, reason=NOT_FINITE, lossless=plan_lossless(file.raw(t.name), t.dtype))
+
+    return replace(plan, tensors=tuple(map(kept, plan.tensors))) if bad else plan
 
 
-def _compress(file: SafetensorsFile, tensors: Sequence[PlannedTensor], tool: str, work: _Work) -> dict[str, int]:
+def _compress(file: SourceTensors, tensors: Sequence[PlannedTensor], tool: str, work: _Work) -> dict[str, int]:
     """The size of each tensor's bytes under a general compressor; the largest tensors first, so that no thread idles."""
 
     def size(tensor: PlannedTensor) -> int:
@@ -146,19 +174,19 @@ def _compress(file: SafetensorsFile, tensors: Sequence[PlannedTensor], tool: str
     return sizes
 
 
-def _measure_codes(
-    file: SafetensorsFile, tensors: Sequence[PlannedTensor], chunk_codes: int, work: _Work
-) -> Iterator[tuple[str, CodeStats | None]]:
+def _code(
+    file: SourceTensors, tensors: Sequence[PlannedTensor], chunk_codes: int, work: _Work
+) -> Iterator[tuple[str, Coded | None]]:
     """Large tensors one after another, each spread over the threads; then the small ones, one to a thread."""
     for large in (True, False):
         group = [tensor for tensor in tensors if (tensor.parameters >= LARGE) == large]
-        measure = partial(_measure_tensor, file, chunk_codes, work.run if large else map)
-        for tensor, codes in zip(group, (map if large else work.run)(measure, group), strict=True):
+        code = partial(_code_one, file, chunk_codes, work.run if large else map)
+        for tensor, coded in zip(group, (map if large else work.run)(code, group), strict=True):
             work.advance(tensor.name, tensor.nbytes)
-            yield tensor.name, codes
+            yield tensor.name, coded
 
 
-def _measure_tensor(file: SafetensorsFile, chunk_codes: int, run: RunMap, planned: PlannedTensor) -> CodeStats | None:
+def _code_one(file: SourceTensors, chunk_codes: int, run: RunMap, planned: PlannedTensor) -> Coded | None:
     """Quantize and code one tensor as a pack would; None if it has values that no grid can hold."""
     assert planned.args is not None
     weights = file.array(planned.name)
@@ -168,102 +196,17 @@ def _measure_tensor(file: SafetensorsFile, chunk_codes: int, run: RunMap, planne
         return None
     distortion = weight_distortion(weights, tensor, run=run)
     file.release(planned.name)
-    # One after the other, so that one coded copy is held at a time.
-    huffman = coded_size(encode_tensor(tensor, "huffman", chunk_codes, run=run, verify=False).codes)
-    ans = encode_tensor(tensor, "ans", chunk_codes, run=run, verify=False)
-    coded = {"huffman": huffman, "ans": coded_size(ans.codes)}
-    return _code_stats(tensor, coded, coded_size(ans.zero_points), distortion)
+    return code_tensor(tensor, distortion, chunk_codes, run)[0]
 
 
-def coded_size(chunks: Iterable[EncodedChunk]) -> CodedSize:
-    """What chunks take in a file: a table counts once, however many chunks name it; so does each row of the index."""
-    chunks = list(chunks)
-    return CodedSize(
-        payload=sum(len(chunk.payload) for chunk in chunks),
-        index=CHUNK_DTYPE.itemsize * len(chunks),
-        tables=sum(len(table) for _, table in {(chunk.coder, bytes(chunk.table)) for chunk in chunks}),
-        gaps=sum(-len(chunk.payload) % CHUNK_START for chunk in chunks),
-        coders=tuple(sorted({CODERS[chunk.coder].name for chunk in chunks})),
-    )
-
-
-# ---------------------------------------------------------------------------------------------- .qzc
-def _read_qzc(source: Path, paths: Sequence[Path], work: _Work) -> ModelStats:
-    tensors: list[TensorStats] = []
-    overhead: dict[str, int] = {"header": 0, "tables": 0, "checksums": 0}
-    for path in paths:
-        with Reader(path) as reader:
-            charged: set[tuple[str, int]] = set()
-            for name in reader.keys():
-                tensors.append(_stored(reader, name, charged, work.run))
-                work.advance(name, tensors[-1].sizes.stored_nbytes)
-            for what, nbytes in reader.overhead.items():
-                overhead[what] += nbytes
-    tensors.sort(key=lambda tensor: tensor.name)
-    return ModelStats(source, "qzc", tuple(tensors), totals(tensors, overhead))
-
-
-def _stored(reader: Reader, name: str, charged: set[tuple[str, int]], run: RunMap) -> TensorStats:
-    """A tensor of a `.qzc` file. A table is charged to the first tensor that names it: `charged` collects them."""
-    info = reader.info(name)
-    parameters = prod(info.shape)
-    if info.tied_to or info.args is None:
-        nbytes = info.nbytes or -(-parameters * bits_of(info.dtype, 8) // 8)
-        sizes = Sizes(parameters, nbytes, info.nbytes)
-        return TensorStats(name, info.dtype, info.shape, sizes, "stored as it is", info.tied_to)
-    tensor = reader.quantized(name, run=run)
-    coded, zero_point = _planes_in_file(reader, name, charged)
-    codes = _code_stats(tensor, {"file": coded}, zero_point, None)
-    stored = coded.nbytes + codes.side_nbytes
-    nbytes = -(-parameters * bits_of(info.dtype) // 8)
-    return TensorStats(name, info.dtype, info.shape, Sizes(parameters, nbytes, stored, codes=codes))
-
-
-def _planes_in_file(reader: Reader, name: str, charged: set[tuple[str, int]]) -> tuple[CodedSize, CodedSize]:
-    """Sizes of the codes and of the zero points. Alignment before the first chunk belongs to the codes."""
-    rows = reader.planes(name).index.rows
-    sizes: list[CodedSize] = []
-    for plane in (0, 1):
-        mine = rows[rows["plane"] == plane]
-        tables = {(CODERS[int(row["coder"])].bank, int(row["table"])) for row in mine} - charged
-        charged |= tables
-        sizes.append(
-            CodedSize(
-                payload=int(mine["nbytes"].sum(dtype=np.int64)),
-                index=mine.nbytes,
-                tables=sum(BANK_ROW_NBYTES.get(bank, 0) for bank, _ in tables),
-                gaps=int((-mine["nbytes"].astype(np.int64) % CHUNK_START).sum()),
-                coders=tuple(sorted({CODERS[int(coder)].name for coder in mine["coder"]})),
-            )
-        )
-    codes, zero_point = sizes
-    before = reader.info(name).stored["payload"] - sum(size.payload + size.gaps for size in sizes)
-    return codes + CodedSize(gaps=before), zero_point
-
-
-# ---------------------------------------------------------------------------------------------- both
-def _code_stats(
-    tensor: QuantizedTensor, coded: dict[str, CodedSize], zero_point: CodedSize, distortion: Distortion | None
-) -> CodeStats:
-    args, count = tensor.args, prod(tensor.shape)
-    counts = code_counts(tensor.packed, count, args.storage_bits)
-    levels = 1 << args.num_bits
-    return CodeStats(
-        args=args,
-        count=count,
-        levels=levels,
-        levels_used=int(np.count_nonzero(counts)),
-        level_bits=count * level_bits(levels),
-        entropy_bits=count * shannon_entropy(counts),
-        packed_nbytes=tensor.packed.size,
-        packed_zstd_nbytes=zstd_nbytes(tensor.packed, 1),
-        coded=coded,
-        scale_nbytes=tensor.scale.nbytes,
-        zero_point=zero_point,
-        class_map_nbytes=sum(_nbytes(classes) for classes in (tensor.row_class, tensor.column_class)),
-        distortion=distortion,
-    )
-
-
-def _nbytes(array: NDArray[Any] | None) -> int:
-    return 0 if array is None else array.nbytes
+def _code_kept(
+    file: SourceTensors, tensors: Sequence[PlannedTensor], chunk_codes: int, work: _Work
+) -> Iterator[tuple[str, Coded]]:
+    """What is coded bit by bit. One after another: their planes are spread over the threads."""
+    for tensor in tensors:
+        assert tensor.lossless is not None
+        raw = file.raw(tensor.name)
+        coded = code_lossless(raw, tensor.dtype, tensor.parameters, tensor.lossless, chunk_codes, work.run)
+        file.release(tensor.name)
+        work.advance(tensor.name, tensor.nbytes)
+        yield tensor.name, coded

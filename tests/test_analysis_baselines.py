@@ -47,13 +47,20 @@ def test_gzip_is_the_size_of_the_real_tool(name: str) -> None:
     assert gzip_nbytes(INPUTS[name]) == tool_output("gzip", "-6", "-n", data=INPUTS[name])
 
 
-def test_gzip_on_real_weights_is_within_one_percent_of_the_tool(model_file: Path) -> None:
-    ours = theirs = 0
+def test_gzip_on_real_weights_is_the_size_of_the_real_tool(model_file: Path) -> None:
+    if not is_classic_zlib():
+        pytest.skip("zlib-ng")
     with SafetensorsFile(model_file) as file:
-        for name in file.keys():
-            ours += gzip_nbytes(file.raw(name))
-            theirs += tool_output("gzip", "-6", "-n", data=file.raw(name))
-    assert ours == pytest.approx(theirs, rel=0.01)
+        for name in sorted(file.keys(), key=lambda name: file.info(name).nbytes)[::3]:
+            assert gzip_nbytes(file.raw(name)) == tool_output("gzip", "-6", "-n", data=file.raw(name))
+
+
+def test_gzip_where_the_real_tool_ends_blocks_early() -> None:
+    """What halves, mostly by literals: GNU gzip has blocks of its own there, and gains a little."""
+    data = np.where(RNG.random(400_000) < 0.9, 0, RNG.integers(0, 256, 400_000)).astype(np.uint8)
+    theirs = tool_output("gzip", "-6", "-n", data=data)
+    assert theirs < data.size / 2
+    assert gzip_nbytes(data) == pytest.approx(theirs, rel=0.015)
 
 
 @pytest.mark.parametrize("level", [1, 3])

@@ -3,10 +3,13 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from qzc.analysis.code_stats import CodedSize, CodeStats, LosslessStats
 from qzc.analysis.distortion import Distortion
-from qzc.analysis.tensor_stats import CodedSize, CodeStats, Sizes, TensorStats, totals
+from qzc.analysis.float_fields import count_words, float_fields
+from qzc.analysis.tensor_stats import Sizes, TensorStats, totals
 from qzc.codec.tensor import QuantizationArgs
 
 ARGS = QuantizationArgs()
@@ -20,7 +23,7 @@ CODES = CodeStats(
     packed_nbytes=500,
     packed_zstd_nbytes=390,
     coded={"huffman": CodedSize(380, 32, 128, 4, ("huffman",)), "ans": CodedSize(376, 32, 16, 8, ("ans16",))},
-    scale_nbytes=16,
+    scale=CodedSize(16),
     zero_point=CodedSize(4, 32, 0, 12, ("raw",)),
     distortion=Distortion(1000.0, 10.0),
 )
@@ -38,6 +41,11 @@ def test_figures_of_a_coded_tensor() -> None:
     assert CODES.snr_db == pytest.approx(20.0)
     assert CODED.sizes.bits_per_weight == 8 * 496 / 1000
     assert CODED.sizes.ratio == CODED.sizes.ratio_to_fp32 == 4000 / 496
+    assert CODED.sizes.ratio_to_fp16 == 2000 / 496
+    # Between 0 at 4 bits and 1 at H0 = 3 bits.
+    assert CODES.efficiency(500) == 0.0 and CODES.efficiency(375) == 1.0
+    assert CODES.efficiency(432) == pytest.approx((4 - 8 * 432 / 1000) / 1)
+    assert CODES.efficiency(None) is None and replace(CODES, count=0).efficiency(1) is None
     assert CODED.sizes.gzip_ratio == 4000 / 3600
 
 
@@ -93,7 +101,7 @@ def test_nothing_at_all() -> None:
     total = totals([])
     assert total.sizes.codes is None
     assert (total.sizes.bits_per_weight, total.sizes.ratio, total.sizes.gzip_ratio) == (None, None, None)
-    json.dumps(total.to_json(), allow_nan=False)
+    json.dumps(total.sizes.coded_json(), allow_nan=False)
 
 
 @pytest.mark.parametrize("distortion", [None, Distortion(1.0, 0.0), Distortion(0.0, 1.0), Distortion(0.0, 0.0)])
@@ -105,9 +113,39 @@ def test_json_has_no_infinity(distortion: Distortion | None) -> None:
 
 
 def test_json_sizes_are_exact_integers() -> None:
-    document = json.loads(json.dumps(CODED.to_json()))
+    document = json.loads(json.dumps(CODED.sizes.before_json() | CODED.sizes.coded_json()))
     ans = document["codes"]["coded"]["ans"]
     parts = ("payload_nbytes", "index_nbytes", "table_nbytes", "gap_nbytes")
     assert ans["nbytes"] == sum(ans[part] for part in parts) == 432
-    assert (document["name"], document["shape"], document["tied_to"]) == ("a", [10, 100], None)
-    assert all(type(document[key]) is int for key in document if key.endswith("nbytes"))
+    sizes = [document[key] for key in document if key.endswith("nbytes")]
+    assert len(sizes) == 4 and all(type(size) is int for size in sizes)
+
+
+def test_a_sample_is_scaled_up() -> None:
+    twice = CODES.scaled(2.0)
+    assert (twice.count, twice.final.nbytes, twice.side_nbytes) == (2000, 2 * 432, 2 * 64)
+    assert twice.snr_db == CODES.snr_db and twice.coded_bits("ans") == CODES.coded_bits("ans")
+    assert twice.efficiency(twice.final.nbytes) == CODES.efficiency(CODES.final.nbytes)
+    assert CODES.scaled(1.0) is CODES and replace(CODES, distortion=None).scaled(0.5).distortion is None
+
+
+def test_lossless_tensors_add_up() -> None:
+    weights = np.random.default_rng(0).standard_normal(500).astype(np.float32)
+    fields = float_fields(count_words(weights.view(np.uint8), "F32"), "F32")
+    one = LosslessStats(500, ((8, 500), (8, 1500)), 13_000.0, CodedSize(1700, 48, 16, 12, ("ans16", "raw")), fields)
+    bare = LosslessStats(100, ((4, 100),), 300.0, CodedSize(40, 24, 16))
+    total = totals(
+        [
+            TensorStats("f", "F32", (500,), Sizes(500, 2000, one.coded.nbytes, lossless=one), "lossless"),
+            TensorStats("i", "I32", (100,), Sizes(100, 400, bare.coded.nbytes, lossless=bare), "lossless"),
+            UNCODED,
+        ],
+        {"header": 8},
+    )
+    both = total.sizes.lossless
+    assert both is not None and both.entropy == 13_300 / 600 and both.coded.nbytes == 1776 + 80
+    assert both.fields == fields and sum(fields.by_kind.values()) == pytest.approx(fields.bits)
+    assert list(fields.by_kind) == ["sign", "exponent", "mantissa"]
+    assert total.sizes.stored_nbytes == sum(total.parts.values()) == 1776 + 80 + 200 + 8
+    assert total.parts["lossless"] == 1740 and total.sizes.codes is None and total.coded_tensors == 0
+    json.dumps(total.sizes.coded_json(), allow_nan=False)

@@ -1,5 +1,7 @@
 """`qzc stats` and `stats()` on real and on degenerate checkpoints."""
 
+import csv
+import io
 import json
 import math
 import os
@@ -15,14 +17,20 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from qzc.cli.stats import COLUMNS, command
+from qzc.analysis.code_stats import CodedSize
+from qzc.analysis.tensor_stats import TensorStats
+from qzc.cli.stats import command
+from qzc.cli.stats_columns import CODERS as CODER_COLUMNS
+from qzc.cli.stats_columns import CONTROL, ENTROPIES, FITS, FLOATS, PRECISIONS, TENSORS
 from qzc.codec.errors import InvalidArgumentError
+from qzc.deep_figures import CODERS
 from qzc.formats.reader import Reader
 from qzc.formats.safetensors import SafetensorsFile
 from qzc.measure import ModelStats, stats
 from qzc.packer import PackOptions, pack
 from qzc.quantize.select import Selection, parse_bits
 
+SECTION_COLUMNS: list[Any] = [PRECISIONS, ENTROPIES, CODER_COLUMNS, FLOATS, FITS, CONTROL]
 SELECTIONS = {
     "group": Selection(),
     "channel": Selection(strategy="channel"),
@@ -46,6 +54,13 @@ def packed(source: Path, folder: Path, selection: Selection, **options: Any) -> 
     return output
 
 
+def coded_sizes(tensor: TensorStats) -> CodedSize:
+    """All planes of a tensor together."""
+    if tensor.sizes.codes:
+        return tensor.sizes.codes.final + tensor.sizes.codes.zero_point + tensor.sizes.codes.scale
+    return tensor.sizes.lossless.coded if tensor.sizes.lossless else CodedSize()
+
+
 @pytest.mark.parametrize("name", SELECTIONS)
 def test_a_qzc_is_accounted_for_to_the_byte(name: str, model_file: Path, tmp_path: Path) -> None:
     path = packed(model_file, tmp_path, SELECTIONS[name])
@@ -54,42 +69,55 @@ def test_a_qzc_is_accounted_for_to_the_byte(name: str, model_file: Path, tmp_pat
     assert sum(measured.totals.parts.values()) == measured.totals.sizes.stored_nbytes == path.stat().st_size
     with Reader(path) as reader:
         for tensor in measured.tensors:
-            shared = tensor.sizes.codes.final.tables + tensor.sizes.codes.zero_point.tables if tensor.sizes.codes else 0
-            assert tensor.sizes.stored_nbytes - shared == reader.info(tensor.name).nbytes
+            elsewhere = coded_sizes(tensor)
+            beside = elsewhere.index + elsewhere.tables
+            assert tensor.sizes.stored_nbytes - beside == reader.info(tensor.name).nbytes
             if tensor.sizes.codes:
                 codes = reader.quantized(tensor.name).codes
                 assert tensor.sizes.codes.entropy_bits == pytest.approx(codes.size * entropy(codes), rel=1e-9)
     # Every table is charged to one tensor.
-    charged = sum(
-        t.sizes.codes.final.tables + t.sizes.codes.zero_point.tables for t in measured.tensors if t.sizes.codes
-    )
+    charged = sum(coded_sizes(tensor).tables for tensor in measured.tensors)
     assert charged == measured.totals.parts["tables"]
 
 
-@pytest.mark.parametrize("coder", ["ans", "huffman"])
-@pytest.mark.parametrize("name", ["group", "asymmetric", "eight"])
-def test_what_would_be_packed_is_what_pack_writes(name: str, coder: str, model_file: Path, tmp_path: Path) -> None:
-    before = {t.name: t for t in stats(model_file, SELECTIONS[name], gzip=False).tensors}
-    after = stats(packed(model_file, tmp_path, SELECTIONS[name], coder=coder)).tensors
-    assert sorted(before) == [tensor.name for tensor in after]
-    for tensor in after:
-        planned = before[tensor.name]
-        assert (planned.tied_to, planned.shape, planned.sizes.parameters) == (
-            tensor.tied_to,
-            tensor.shape,
-            tensor.sizes.parameters,
-        )
-        if tensor.sizes.codes is None:
-            assert planned.sizes.codes is None
-            continue
-        assert planned.sizes.codes is not None
-        want, have = planned.sizes.codes.coded[coder], tensor.sizes.codes.final
-        assert (have.payload, have.index, have.coders) == (want.payload, want.index, want.coders)
-        assert have.tables <= want.tables  # shared with another tensor
-        assert want.gaps <= have.gaps < want.gaps + 64  # plus the way to the first chunk's place
-        assert planned.sizes.codes.entropy_bits == tensor.sizes.codes.entropy_bits
-        assert planned.sizes.codes.packed_zstd_nbytes == tensor.sizes.codes.packed_zstd_nbytes
-        assert planned.sizes.codes.scale_nbytes == tensor.sizes.codes.scale_nbytes
+@pytest.mark.parametrize("name", SELECTIONS)
+def test_what_would_be_packed_is_what_pack_writes(name: str, model_file: Path, tmp_path: Path) -> None:
+    """To the byte, part by part and tensor by tensor, shared tables and alignment included."""
+    before = stats(model_file, SELECTIONS[name], gzip=False)
+    after = stats(packed(model_file, tmp_path, SELECTIONS[name]))
+    assert dict(before.totals.parts) == dict(after.totals.parts)
+    assert before.totals.sizes.stored_nbytes == (tmp_path / "model.qzc").stat().st_size
+    for planned, found in zip(before.tensors, after.tensors, strict=True):
+        assert (planned.name, planned.tied_to, planned.shape) == (found.name, found.tied_to, found.shape)
+        assert planned.sizes.stored_nbytes == found.sizes.stored_nbytes
+        assert planned.sizes.lossless == found.sizes.lossless
+        want, have = planned.sizes.codes, found.sizes.codes
+        assert (want is None) == (have is None)
+        if want and have:
+            assert (want.final, want.scale, want.zero_point) == (have.final, have.scale, have.zero_point)
+            assert (want.entropy_bits, want.packed_zstd_nbytes) == (have.entropy_bits, have.packed_zstd_nbytes)
+
+
+@pytest.mark.parametrize("name", ["group", "eight"])
+def test_huffman_is_what_pack_writes(name: str, model_file: Path, tmp_path: Path) -> None:
+    before = stats(model_file, SELECTIONS[name], gzip=False)
+    after = stats(packed(model_file, tmp_path, SELECTIONS[name], coder="huffman"))
+    for planned, found in zip(before.tensors, after.tensors, strict=True):
+        if planned.sizes.codes and found.sizes.codes:
+            want, have = planned.sizes.codes.coded["huffman"], found.sizes.codes.final
+            assert (have.payload, have.index, have.coders) == (want.payload, want.index, want.coders)
+            assert have.tables <= want.tables  # shared with another tensor
+            assert want.gaps <= have.gaps < want.gaps + 64  # plus the way to the first chunk's place
+
+
+def test_lossless_and_shards_and_chunks_are_what_pack_writes(model_folder: Path, tmp_path: Path) -> None:
+    before = stats(model_folder, lossless=True, gzip=False, chunk_codes=1 << 14)
+    pack(model_folder, tmp_path / "packed", PackOptions(lossless=True, chunk_codes=1 << 14))
+    files = list((tmp_path / "packed").glob("*.qzc.safetensors"))
+    assert before.totals.sizes.stored_nbytes == sum(file.stat().st_size for file in files)
+    assert before.totals.parts["source"] > 0
+    with pytest.raises(InvalidArgumentError, match="lossless"):
+        stats(model_folder, Selection(), lossless=True)
 
 
 @pytest.mark.parametrize("name", ["group", "channel", "asymmetric"])
@@ -106,7 +134,7 @@ def test_snr_is_that_of_the_dequantized_weights(model_file: Path, tmp_path: Path
     path = packed(model_file, tmp_path, SELECTIONS["group"])
     signal = noise = 0.0
     with SafetensorsFile(model_file) as source, Reader(path) as reader:
-        for name in reader.profile.coded:
+        for name in (name for name, coded in reader.profile.coded.items() if coded.args):
             weights = source.array(name).astype(np.float64)
             signal += float(np.sum(weights**2))
             noise += float(np.sum((weights - reader.quantized(name).dequantize()) ** 2))
@@ -145,7 +173,8 @@ def degenerate(folder: Path) -> Path:
 
 
 def by_name(measured: ModelStats) -> dict[str, Any]:
-    return {tensor["name"]: tensor for tensor in measured.to_json()["tensors"]}
+    """Each tensor at the one precision."""
+    return {tensor["name"]: tensor | tensor["precisions"][0] for tensor in measured.to_json()["tensors"]}
 
 
 def test_degenerate_tensors(tmp_path: Path) -> None:
@@ -153,7 +182,7 @@ def test_degenerate_tensors(tmp_path: Path) -> None:
     json.dumps(measured.to_json(), allow_nan=False)
     tensors = by_name(measured)
     assert tensors["nan"]["reason"] == "has NaN or Inf" and tensors["nan"]["codes"] is None
-    assert tensors["integers"]["codes"] is None and tensors["integers"]["bits_per_weight"] == 64.0
+    assert tensors["integers"]["codes"] is None and tensors["integers"]["bits_per_weight"] < 16
     assert tensors["empty"]["bits_per_weight"] is None and tensors["empty"]["nbytes"] == 0
     zeros = tensors["zeros"]["codes"]
     assert zeros["entropy_bits_per_code"] == 0.0 and zeros["levels_used"] == 1 and zeros["levels"] == 16
@@ -196,7 +225,7 @@ def run(*arguments: str) -> tuple[str, str]:
 def test_tsv(model_file: Path) -> None:
     stdout, stderr = run(str(model_file))
     header, *rows = [line.split("\t") for line in stdout.splitlines()]
-    assert header == [column.key for column in COLUMNS["safetensors"]]
+    assert header == [column.key for column in TENSORS["safetensors"]]
     assert {len(row) for row in rows} == {len(header)}
     with SafetensorsFile(model_file) as file:
         assert [row[0] for row in rows] == [*sorted(file.keys()), "TOTAL"]
@@ -217,13 +246,15 @@ def test_tsv_keeps_names_on_one_line(tmp_path: Path) -> None:
 
 def test_json(model_file: Path, tmp_path: Path) -> None:
     document = json.loads(run(str(model_file), "--json", "--bits", "3", "--strategy", "channel")[0])
-    assert document["schema"] == "qzc.stats/1" and document["kind"] == "safetensors"
-    grids = {json.dumps(tensor["codes"]["grid"]) for tensor in document["tensors"] if tensor["codes"]}
+    assert document["schema"] == "qzc.stats/2" and document["kind"] == "safetensors" and document["bits"] == [3]
+    codes = [found for tensor in document["tensors"] if (found := tensor["precisions"][0]["codes"])]
+    grids = {json.dumps(one["grid"]) for one in codes}
     assert len(grids) == 1 and json.loads(grids.pop())["num_bits"] == 3
-    assert document["totals"]["codes"]["log2_levels"] == 3.0
+    assert document["totals"]["precisions"][0]["codes"]["log2_levels"] == 3.0
     path = packed(model_file, tmp_path, SELECTIONS["group"])
     document = json.loads(run(str(path), "--json")[0])
-    assert document["kind"] == "qzc" and sum(document["totals"]["parts"].values()) == path.stat().st_size
+    (total,) = document["totals"]["precisions"]
+    assert document["kind"] == "qzc" and sum(total["parts"].values()) == path.stat().st_size == total["stored_nbytes"]
 
 
 def test_json_is_stable(model_file: Path) -> None:
@@ -252,16 +283,104 @@ def test_gzip_can_be_left_out(model_file: Path) -> None:
 
 def test_every_column_and_every_key_is_documented(model_file: Path) -> None:
     text = (Path(__file__).parent.parent / "docs" / "stats.md").read_text("utf-8")
-    for columns in COLUMNS.values():
+    for columns in (*TENSORS.values(), *SECTION_COLUMNS):
         assert not [column.key for column in columns if f"`{column.key}`" not in text]
 
     def keys(value: Any) -> set[str]:
         inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
         return set(value if isinstance(value, dict) else ()).union(*map(keys, inner))
 
-    args = {"num_bits", "symmetric", "strategy", "group_size", "scale_method", "scale_dtype"}
-    document = json.loads(run(str(model_file), "--no-gzip", "--json")[0])
-    assert not [key for key in keys(document) - args if f"`{key}`" not in text]
+    names = {"num_bits", "symmetric", "strategy", "group_size", "scale_method", "scale_dtype"} | set(CODERS)
+    simple = json.loads(run(str(model_file), "--no-gzip", "--json")[0])
+    lossless = json.loads(run(str(model_file), "--no-gzip", "--lossless", "--json")[0])
+    deep = json.loads(run(str(model_file), "--bits", "3,4", "--sections", "all", "--no-gzip", "--json")[0])
+    names |= {curve["grid"] for curve in deep["curves"]}
+    for document in (simple, lossless, deep):
+        assert not [key for key in sorted(keys(document) - names) if f"`{key}`" not in text]
+    assert set(simple) == set(lossless) == set(deep)
+    for one, other in ((simple, lossless), (simple, deep)):  # one schema: what is not measured is null or empty
+        assert set(one["totals"]) == set(other["totals"])
+        assert set(one["tensors"][0]) == set(other["tensors"][0])
+
+
+def test_sections_in_a_pipe(model_file: Path) -> None:
+    stdout, stderr = run(str(model_file), "--no-gzip", "--bits", "4,2-3", "--sections", "precisions, fits,tensors")
+    blocks = [block.splitlines() for block in stdout.strip("\n").split("\n\n")]
+    assert [block[0] for block in blocks] == ["# precisions", "# tensors", "# fits"]
+    header, *rows = [line.split("\t") for line in blocks[0][1:]]
+    assert header == [column.key for column in PRECISIONS if column.key != "entropy_error"]
+    assert [row[0] for row in rows] == ["2", "3", "4"]
+    entropies = [float(row[header.index("entropy")]) for row in rows]
+    assert entropies == sorted(entropies) and "below 10 dB" in stderr
+    header, *rows = [line.split("\t") for line in blocks[1][1:]]
+    assert len(rows) == 3 * 20 + 3 and rows[0][0] == rows[2][0] and [row[1] for row in rows[-3:]] == ["2", "3", "4"]
+    assert blocks[2][-1].startswith("TOTAL\t")
+
+
+def test_csv_and_markdown(model_file: Path) -> None:
+    stdout, stderr = run(str(model_file), "--no-gzip", "--bits", "3,4", "--csv")
+    header, *rows = csv.reader(io.StringIO(stdout))
+    assert header[:2] == ["bits", "entropy"] and [row[0] for row in rows] == ["3", "4"]
+    assert "On the original bytes" in stderr
+    stdout, _ = run(str(model_file), "--no-gzip", "--bits", "3,4", "--md", "--sections", "precisions,floats")
+    assert stdout.startswith("## Precisions side by side\n\n| bits | H0 |") and "\n\n## Entropy of the fields" in stdout
+    assert run(str(model_file), "--no-gzip", "--md", "--top", "1")[0].startswith("| tensor | shape |")
+
+
+def test_a_sample_is_said_to_be_one(model_file: Path) -> None:
+    stdout, stderr = run(str(model_file), "--no-gzip", "--bits", "4", "--sample", "8000", "--sections", "precisions")
+    header, row = [line.split("\t") for line in stdout.splitlines()]
+    error = float(row[header.index("entropy_error")])
+    assert 0 < error < 0.05 and f"{error:.4f} bits per code" in stderr and "sizes are estimates" in stderr
+    whole = run(str(model_file), "--no-gzip", "--bits", "4", "--sample", "0", "-q")
+    assert whole == run(str(model_file), "--no-gzip", "-q")
+
+
+def test_rules_by_name_have_sections_too(model_file: Path) -> None:
+    stdout, _ = run(str(model_file), "--no-gzip", "--bits", "*.mlp.*=2,*=5", "--sections", "precisions,coders")
+    assert {line.split("\t")[0] for line in stdout.splitlines() if "\t" in line} == {"bits", "rules"}
+
+
+def test_lossless_says_where_the_information_sits(model_file: Path, tmp_path: Path) -> None:
+    stdout, stderr = run(str(model_file), "--no-gzip", "--lossless")
+    header, *rows = [line.split("\t") for line in stdout.splitlines()]
+    total = dict(zip(header, rows[-1], strict=True))
+    assert float(total["sign"]) > 0.99 and 2 < float(total["exponent"]) < 3 and 22.9 < float(total["mantissa"]) < 23
+    assert 26 < float(total["bound"]) < float(total["bits_per_weight"]) < 27
+    assert "F32: 32 bits an element, bound 26." in stderr and "the exponent 2." in stderr
+    path = tmp_path / "lossless.qzc"
+    pack(model_file, path, PackOptions(lossless=True))
+    stdout, again = run(str(path))
+    held = dict(zip(stdout.splitlines()[0].split("\t"), stdout.splitlines()[-1].split("\t"), strict=True))
+    assert all(held[key] == total[key] for key in ("sign", "exponent", "mantissa", "bound", "stored_nbytes"))
+    assert again.splitlines()[-1] == stderr.splitlines()[-1]
+
+
+def test_a_checkpoint_that_is_quantized_already(fixtures: Path) -> None:
+    pytest.importorskip("gguf")
+    stdout, stderr = run(str(fixtures / "layouts" / "k_quants.gguf"))
+    header, *rows = [line.split("\t") for line in stdout.splitlines()]
+    assert "bound" in header and any(row[header.index("bound")] for row in rows)
+    assert "No tensor is quantized." in stderr and "bound" in stderr and "reached" in stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sections", "beauty"], "no section 'beauty'"),
+        (["--json", "--csv"], "exclude each other"),
+        (["--lossless", "--bits", "3"], "no options of grids"),
+    ],
+)
+def test_bad_usage(arguments: list[str], message: str, model_file: Path) -> None:
+    result = CliRunner().invoke(command, [str(model_file), *arguments])
+    assert result.exit_code == 2 and message in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--bits", "2-8"], ["--lossless"], ["--sample", "5"], ["--sections", "floats"]])
+def test_a_packed_file_is_what_it_is(arguments: list[str], fixtures: Path) -> None:
+    result = CliRunner().invoke(command, [str(fixtures / "golden" / "ans-4bit.qzc"), *arguments])
+    assert result.exit_code == 2 and "no meaning here" in result.stderr
 
 
 @pytest.mark.parametrize("arguments", [["--sort", "coded"], ["--sort", "gzip6_ratio", "--no-gzip"]])
@@ -280,17 +399,18 @@ def test_quiet_leaves_only_the_data(model_file: Path) -> None:
     assert stdout and stderr == ""
 
 
-def on_a_terminal(columns: int, *arguments: str) -> str:
-    """What `qzc stats` writes to a terminal of this width."""
+def on_a_terminal(*runs: tuple[int, list[str]]) -> list[str]:
+    """What `qzc stats` writes to terminals of these widths, given these arguments; all in one process."""
     pty = pytest.importorskip("pty")
     main, terminal = pty.openpty()
-    code = f"from qzc.cli.stats import command; command({[*arguments]!r})"
-    environment = {
-        **os.environ,
-        "COLUMNS": str(columns),
-        "TERM": "xterm",
-        "PYTHONPATH": str(Path(__file__).parent.parent),
-    }
+    code = (
+        "import os\nfrom qzc.cli.stats import command\n"
+        f"for columns, arguments in {runs!r}:\n"
+        "    os.environ['COLUMNS'] = str(columns)\n"
+        "    command(arguments, standalone_mode=False)\n"
+        "    print('=====', flush=True)\n"
+    )
+    environment = {**os.environ, "TERM": "xterm", "PYTHONPATH": str(Path(__file__).parent.parent)}
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=terminal, stderr=subprocess.DEVNULL, env=environment
     )
@@ -306,16 +426,25 @@ def on_a_terminal(columns: int, *arguments: str) -> str:
         written += piece
     os.close(main)
     assert process.wait() == 0
-    return re.sub(r"\x1b\[[0-9;]*m", "", written.decode())
+    return re.sub(r"\x1b\[[0-9;]*m", "", written.decode()).split("=====")[:-1]
 
 
-def test_a_terminal_gets_a_table_that_fits(model_file: Path, tmp_path: Path) -> None:
+def test_a_terminal_gets_tables_that_fit(model_file: Path, tmp_path: Path) -> None:
     path = packed(model_file, tmp_path, SELECTIONS["group"])
-    wide = on_a_terminal(250, str(path))
+    several = [str(model_file), "--no-gzip", "--bits", "3,4"]
+    wide, narrow, precisions, sections = on_a_terminal(
+        (250, [str(path)]),
+        (80, [str(path), "--top", "2"]),
+        (100, several),
+        (100, [*several, "--sections", "floats,fits,entropies,grids"]),
+    )
     with Reader(path) as reader:
         assert all(name in wide for name in reader.keys())
     assert "SNR" not in wide and "zstd -1 packed" in wide and "Too narrow" not in wide
-    narrow = on_a_terminal(80, str(path), "--top", "2")
     assert max(map(len, narrow.splitlines())) <= 80
     assert "Too narrow for: " in narrow and "…" not in narrow and "H0" in narrow
     assert "Codes take" in wide and "Codes take" in narrow  # a terminal has the notes below the table
+    for text in (precisions, sections):
+        assert max(map(len, text.splitlines())) <= 100 and "…" not in text
+    assert all(word in precisions for word in ("H0", "ans", "total", "to FP32", "to FP16", "SNR dB", "On the original"))
+    assert "# " not in sections and "Bits at equal weight SNR" in sections and "student-t" in sections
