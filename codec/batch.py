@@ -52,10 +52,10 @@ class CodedFile:
         tasks, coders = numbers.view(TASK).reshape(-1), rows["coder"]
         tasks["payload"] = index.offsets.astype(np.uint64) + np.uint64(self.data.ctypes.data)
         tasks["nbytes"], tasks["streams"], tasks["size"] = rows["nbytes"], rows["streams"], index.sizes
-        tasks["unused"] = _UNUSED[index.bits]
+        tasks["unused"] = _UNUSED[np.minimum(index.bits, 8)]
         tasks["spare"] = index.sizes * 8 - rows["codes"].astype(np.int64) * index.widths
         for coder in set(coders.tolist()):
-            if CODERS[coder].table_nbytes:
+            if coder in CODERS and CODERS[coder].table_nbytes:
                 bank, mine = self._bank(coder), coders == coder
                 self._banks.append(bank)
                 row = np.uint64(bank.strides[0])

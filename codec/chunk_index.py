@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .chunks import CHUNK_DTYPE
+from .class_coder import CLASS_CODER
 from .coder import CODERS
+from .constant import CONSTANT
 from .delta import DIFFERENCE
 from .errors import CorruptionError, UnsupportedError
 from .planes import MAX_CHUNK_CODES, Plane
@@ -24,7 +26,8 @@ PAYLOAD_START = 64  # and the first of a tensor at one of this
 class Extent:
     """A coded tensor before its chunks are known. start, nbytes: its payload in the file. delta: whether it has a base.
 
-    where: what messages begin with.
+    where: what messages begin with. unit: 0, or in a tensor on an unbounded grid the codes of whose multiples chunks begin
+    at.
     """
 
     planes: tuple[Plane, ...]
@@ -32,6 +35,7 @@ class Extent:
     nbytes: int
     delta: bool
     where: str
+    unit: int = 0
 
 
 @dataclass(frozen=True)
@@ -89,10 +93,10 @@ def read_chunk_index(
     codes = rows["codes"]
     places.refuse(rows["reserved"] != 0, "has a reserved byte that is not 0")
     places.refuse((codes < 1) | (codes > MAX_CHUNK_CODES), f"does not hold 1 to {MAX_CHUNK_CODES} codes")
-    unknown = ~np.isin(rows["coder"], list(CODERS))
+    unknown = ~np.isin(rows["coder"], [*CODERS, CLASS_CODER])
     if unknown.any():
         chunk = int(np.argmax(unknown))
-        known = ", ".join(f"{id} ({coder.name})" for id, coder in CODERS.items())
+        known = ", ".join(f"{id} ({coder_name(id)})" for id in (*CODERS, CLASS_CODER))
         raise UnsupportedError(f"{places.name(chunk)} uses coder {rows['coder'][chunk]}; this qzc knows {known}")
     places.check_runs(where)
     offsets = places.offsets()
@@ -110,6 +114,11 @@ def read_chunk_index(
         planes=places.plane_bounds,
         tensors=places.tensor_bounds,
     )
+
+
+def coder_name(id: int) -> str:
+    """What a coder is called in messages and tables."""
+    return "ans_classes" if id == CLASS_CODER else CODERS[id].name
 
 
 class _Places:
@@ -161,7 +170,7 @@ class _Places:
             )
         if len(self._stops) and (not len(self._ends) or self._stops[-1] != self._ends[-1]):
             raise CorruptionError(f"{where}: the chunk index has more chunks than the tensors ask for")
-        ragged = (self._rows["codes"] % (8 // self.widths) != 0) & (self._stops != self._ends[self._run])
+        ragged = (self._rows["codes"] % np.maximum(8 // self.widths, 1) != 0) & (self._stops != self._ends[self._run])
         self.refuse(ragged, "ends inside a byte")
 
     def offsets(self) -> NDArray[np.int64]:
@@ -188,7 +197,14 @@ class _Places:
         rows, coders, nbytes = self._rows, self._rows["coder"], self._rows["nbytes"]
         grown = (nbytes == 0) | (nbytes > self.sizes) | ((coders == RAW.id) & (nbytes != self.sizes))
         self.refuse(grown, "has another number of bytes than its codes can take")
-        for id in sorted(set(coders.tolist())):
+        units = np.array([extent.unit for extent in self._extents] or [0], np.int64)[self.tensor]
+        self.refuse((units > 0) & (self.starts % np.maximum(units, 1) != 0), "begins where no chunk of its tensor may")
+        whole = np.isin(coders, (RAW.id, CONSTANT.id, CLASS_CODER))
+        foreign = np.where(units > 0, ~whole, coders == CLASS_CODER)
+        self.refuse(foreign, "has a coder that its tensor cannot have")
+        classes = (coders == CLASS_CODER) & ((rows["table"] != 0) | (rows["streams"] == 0))
+        self.refuse(classes, f"({coder_name(CLASS_CODER)}) has a table, or a wrong number of streams")
+        for id in sorted(set(coders.tolist()) - {CLASS_CODER}):
             coder, mine = CODERS[id], coders == id
             tables = bank_sizes.get(coder.bank, 0) if coder.table_nbytes else 1
             self.refuse(mine & (rows["table"] >= tables), f"({coder.name}) names a table that its bank does not have")

@@ -8,7 +8,19 @@ from ..codec.chunks import CHUNK_DTYPE
 from ..codec.errors import CorruptionError
 from ..codec.tensor import matrix_shape
 from .header import Member
-from .profile import BANK_ROW_NBYTES, CHECKSUMS, CHUNKS, OFFSETS, REST, Profile, bank_member, is_reserved, part
+from .profile import (
+    BANK_ROW_NBYTES,
+    CHECKSUMS,
+    CHUNKS,
+    CLASSES,
+    OFFSETS,
+    REST,
+    VECTORS,
+    Profile,
+    bank_member,
+    is_reserved,
+    part,
+)
 
 Shape = tuple[int | None, ...]  # None: any
 
@@ -48,6 +60,10 @@ def _check_names(members: Mapping[str, Member], tensors: set[str], profile: Prof
             raise CorruptionError(f"{path}: tensor {name!r} is both stored and tied to {target!r}")
         if target not in profile.coded and target not in tensors:
             raise CorruptionError(f"{path}: tensor {name!r} is tied to {target!r}, which is not stored")
+    rates = [coded.rate for coded in profile.coded.values() if coded.rate]
+    named = any(number is not None for rate in rates for number in rate.vectors)
+    if (CLASSES in members) != bool(rates) or (VECTORS in members) != named:
+        raise CorruptionError(f"{path}: {CLASSES} and {VECTORS} must be there exactly if tensors use them")
     for name in (REST, OFFSETS):
         if (name in members) != (profile.source_file is not None):
             raise CorruptionError(f"{path}: {name} and qzc.source_file must come together")
@@ -55,7 +71,7 @@ def _check_names(members: Mapping[str, Member], tensors: set[str], profile: Prof
 
 def _expected(profile: Profile, names: int) -> dict[str, Shape]:
     """Shapes of all members that may be there, but for those of the tensors that are stored as they are."""
-    expected: dict[str, Shape] = {CHUNKS: (None, CHUNK_DTYPE.itemsize), REST: (None,), OFFSETS: (names, 8)}
+    expected: dict[str, Shape] = {CHUNKS: (None, CHUNK_DTYPE.itemsize), CLASSES: (None,), VECTORS: (None,), REST: (None,), OFFSETS: (names, 8)}
     for bank, nbytes in BANK_ROW_NBYTES.items():
         expected[bank_member(bank)] = (None, nbytes)
     for name, coded in profile.coded.items():

@@ -9,16 +9,18 @@ from math import prod
 from typing import Any, Literal, NoReturn, cast
 
 from ..codec.errors import CorruptionError, UnsupportedError
-from ..codec.records import Records
+from ..codec.records import BYTES, Records
 from ..codec.small_records import ROTATABLE
 from ..codec.tensor import QuantizationArgs
 from .dtypes import DTYPE_BITS
 from .header import MAX_DTYPE
+from .rate_entry import RateEntry
 
 FORMAT = "qzc"
 VERSION = "0.2"
 CHECKSUMS = "qzc.checksums"
 CHUNKS = "qzc.chunks"
+CLASSES, VECTORS = "qzc.tables.classes", "qzc.vectors"
 REST, OFFSETS = "qzc.source.rest", "qzc.source.offsets"
 BANK_ROW_NBYTES = {"ans16": 16, "ans256": 384, "huffman": 128, "escape16": 32, "short16": 24}
 """Bytes of a table of each bank, in the order of the banks in a file."""
@@ -30,6 +32,7 @@ MAX_PALETTE = 256
 _MAX_ELEMENTS = 1 << 48  # above any tensor, and below where sizes in bits leave 64 bits
 _MAX_DIMENSIONS = 64  # NumPy's limit
 _MAX_NBYTES = 1 << 48
+_KINDS = {"grid": {"scale"}, "records": {"nbytes", "palette", "base"}, "rate": set[str]()}
 _SOURCE_KINDS = ("safetensors", "gguf")
 
 
@@ -63,6 +66,12 @@ class CodedTensor:
     nbytes: int = 0
     palette: int = 0
     base: int | None = None
+    rate: RateEntry | None = None
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether it stands for floats that it does not have to the last bit."""
+        return self.args is not None or self.rate is not None
 
 
 @dataclass(frozen=True)
@@ -89,7 +98,7 @@ class Profile:
         """The strings that go into `__metadata__`; the same profile gives the same strings."""
         names = sorted(self.coded)
         grids = _unique_in_order(self.coded[name].args for name in names if self.coded[name].args)
-        records = _unique_in_order(self.coded[name].records for name in names)
+        records = _unique_in_order(self.coded[name].records for name in names if not self.coded[name].rate)
         coded = {name: _entry(self.coded[name], grids, records) for name in names}
         metadata = {"format": FORMAT, "qzc.version": VERSION, "qzc.writer": self.writer, "qzc.coded": _dump(coded)}
         if grids:
@@ -137,7 +146,7 @@ class Profile:
         source_file = None
         if "qzc.source_file" in metadata:
             source_file = _source_file(_load(metadata, "qzc.source_file", dict, path), path)
-            if any(tensor.args for tensor in coded.values()):
+            if any(tensor.is_quantized for tensor in coded.values()):
                 raise CorruptionError(f"{path}: qzc.source_file beside quantized tensors, which cannot be restored")
         base = _strings(_load(metadata, "qzc.base", dict, path), "qzc.base", path)
         if ("qzc.base" in metadata) != any(tensor.base is not None for tensor in coded.values()):
@@ -151,6 +160,8 @@ def _unique_in_order(items: Iterable[Any]) -> list[Any]:
 
 def _entry(tensor: CodedTensor, grids: list[QuantizationArgs], records: list[Records]) -> dict[str, Any]:
     entry: dict[str, Any] = {"dtype": tensor.dtype, "shape": list(tensor.shape)}
+    if tensor.rate:
+        return {**entry, "rate": tensor.rate.to_json()}
     index = records.index(tensor.records)
     if tensor.args:
         return {**entry, "grid": grids.index(tensor.args), "scale": index}
@@ -279,10 +290,11 @@ def _coded(name: str, value: Any, grids: list[QuantizationArgs], records: list[R
     if (
         not isinstance(value, dict)
         or not {"dtype", "shape"} <= value.keys()
-        or ("grid" in value) == ("records" in value)
+        or len(value.keys() & _KINDS.keys()) != 1
     ):
-        raise CorruptionError(f"{where} needs dtype, shape and either grid or records")
-    foreign = sorted(value.keys() & ({"nbytes", "palette", "base"} if "grid" in value else {"scale"}))
+        raise CorruptionError(f"{where} needs dtype, shape and one of grid, records and rate")
+    kind = next(iter(value.keys() & _KINDS.keys()))
+    foreign = sorted(key for other, keys in _KINDS.items() for key in keys & value.keys() if other != kind)
     if foreign:
         raise CorruptionError(f"{where} has {foreign[0]}, which only tensors of the other kind have")
     dtype, shape = value["dtype"], value["shape"]
@@ -295,6 +307,8 @@ def _coded(name: str, value: Any, grids: list[QuantizationArgs], records: list[R
         return _lossless(where, value, records, path)
     if dtype not in QUANTIZED_DTYPES:
         raise CorruptionError(f"{where} has dtype {_shown(dtype)}, not one of {', '.join(QUANTIZED_DTYPES)}")
+    if "rate" in value:
+        return CodedTensor(dtype, tuple(shape), None, BYTES, rate=RateEntry.from_json(value["rate"], where))
     args = grids[_number(where, value, "grid", len(grids))]
     scale = records[_number(where, value, "scale", len(records))]
     if scale.nbytes != DTYPE_BITS[SCALE_DTYPES[args.scale_dtype]] // 8 or scale.interleave:

@@ -21,7 +21,10 @@ from ..codec.coder import CODERS
 from ..codec.decoding import CodedBytes, CodedGrid, Decoding, bytes_decoding, check_chunk, decode, grid_decoding
 from ..codec.errors import CorruptionError, InvalidArgumentError, UnsupportedError
 from ..codec.planes import Plane, byte_planes, grid_planes
-from ..codec.tensor import QuantizationArgs, QuantizedTensor, packed_nbytes
+from ..codec.rate_chunks import CodedRate, check_rate_chunk, rate_decoding, rate_plane
+from ..codec.rate_tensor import LevelTensor
+from ..codec.table_bank import TableBank
+from ..codec.tensor import QuantizationArgs, QuantizedTensor, matrix_shape, packed_nbytes
 from .access import naming_os_errors, open_input, read_ahead, release_pages
 from .dtypes import numpy_dtype
 from .header import Member, read_header
@@ -30,14 +33,17 @@ from .profile import (
     BANK_ROW_NBYTES,
     CHECKSUMS,
     CHUNKS,
+    CLASSES,
     OFFSETS,
     REST,
+    VECTORS,
     CodedTensor,
     Profile,
     bank_member,
     is_reserved,
     part,
 )
+from .rate_entry import RateEntry, decode_vectors, grid_of, vector_plan
 
 if TYPE_CHECKING:
     from ..codec.run_map import RunMap
@@ -53,7 +59,7 @@ Base = Callable[[str], NDArray[np.uint8]]
 class TensorInfo:
     """What the header says of a tensor.
 
-    args: its grid, None if it was not quantized. stored: the bytes of each part (payload, row_class ..; data). coding:
+    args: its grid, None if it has none; rate: its unbounded grid. stored: the bytes of each part (payload, row_class ..; data). coding:
     "quantized", "lossless" (entropy-coded bit for bit) or "plain" (as it is). delta: whether it needs a base.
     """
 
@@ -65,6 +71,12 @@ class TensorInfo:
     coding: str = "plain"
     delta: bool = False
     tied_to: str | None = None
+    rate: RateEntry | None = None
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether it has a grid of either kind."""
+        return self.args is not None or self.rate is not None
 
     @property
     def nbytes(self) -> int:
@@ -116,9 +128,9 @@ class Reader:
         if target in self.profile.coded:
             coded = self.profile.coded[target]
             stored = {p: self._members[part(target, p)].nbytes for p in PARTS if part(target, p) in self._members}
-            coding = "quantized" if coded.args else "lossless"
+            coding = "quantized" if coded.is_quantized else "lossless"
             delta = coded.base is not None
-            return TensorInfo(name, coded.dtype, coded.shape, coded.args, stored, coding, delta, tied_to)
+            return TensorInfo(name, coded.dtype, coded.shape, coded.args, stored, coding, delta, tied_to, coded.rate)
         member = self._members[target]
         return TensorInfo(name, member.dtype, member.shape, None, {"data": member.nbytes}, tied_to=tied_to)
 
@@ -135,11 +147,12 @@ class Reader:
         groups = {
             "header": self._data_start,
             "index": self._nbytes(CHUNKS),
-            "tables": sum(self._nbytes(bank_member(bank)) for bank in BANK_ROW_NBYTES),
+            "tables": sum(self._nbytes(bank_member(bank)) for bank in BANK_ROW_NBYTES) + self._nbytes(CLASSES),
             "checksums": self._nbytes(CHECKSUMS),
         }
-        source = self._nbytes(REST) + self._nbytes(OFFSETS)
-        return {**groups, "source": source} if source else groups
+        groups["vectors"] = self._nbytes(VECTORS)
+        groups["source"] = self._nbytes(REST) + self._nbytes(OFFSETS)
+        return {what: n for what, n in groups.items() if n or what not in ("vectors", "source")}
 
     def _nbytes(self, member: str) -> int:
         return self._members[member].nbytes if member in self._members else 0
@@ -196,6 +209,18 @@ class Reader:
         """Decode a quantized tensor, or a range of its rows (dimension 0), reading only the chunks that hold them."""
         tensor: QuantizedTensor = decode([self.decoding(name, rows)], run)[0]
         return tensor
+
+    def leveled(self, name: str, rows: slice | None = None, run: RunMap = map) -> LevelTensor:
+        """Decode a tensor on an unbounded grid, or a range of its rows, reading only the chunks that hold them."""
+        tensor: LevelTensor = decode([self.level_decoding(name, rows)], run)[0]
+        return tensor
+
+    def level_decoding(self, name: str, rows: slice | None = None) -> Decoding:
+        """What it takes to decode a tensor on an unbounded grid."""
+        target = self.resolve(name)
+        if target not in self.profile.coded or not self.profile.coded[target].rate:
+            raise InvalidArgumentError(f"{self.path}: tensor {name!r} has no unbounded grid")
+        return rate_decoding(self._rate(target), None if rows is None else self.row_range(name, rows))
 
     def decoding(self, name: str, rows: slice | None = None, out: NDArray[np.uint8] | None = None) -> Decoding:
         """What it takes to decode a quantized tensor into fresh memory, or into `out` (uint8 [packed bytes])."""
@@ -260,6 +285,11 @@ class Reader:
         That takes memory for a chunk per thread only, where a few bytes may stand for a tensor of terabytes.
         """
         chunks, _, first = self.chunks(name)
+        if self.profile.coded[self.resolve(name)].rate:
+            coded = self._rate(self.resolve(name))
+            for _ in run(partial(check_rate_chunk, coded), chunks):
+                pass
+            return len(chunks)
         palette = self.profile.coded[self.resolve(name)].palette
         numbers = self.coded_file.index.plane(first) if palette else range(0)
 
@@ -317,6 +347,8 @@ class Reader:
         """Check the table banks: checksums, and that every table is a valid one."""
         for coder in CODERS.values():
             self._bank(coder.id)
+        if CLASSES in self._members:
+            self._vectors  # noqa: B018
 
     # ------------------------------------------------------------------------------------------ parts
     @cached_property
@@ -334,12 +366,17 @@ class Reader:
 
     def _extent(self, name: str, coded: CodedTensor) -> Extent:
         payload = self._members[part(name, "payload")]
+        where = f"{self.path}: tensor {name!r}"
+        if coded.rate:
+            rows, columns = matrix_shape(coded.shape)
+            unit = min(coded.rate.restart, max(1, rows)) * max(1, columns)
+            planes: tuple[Plane, ...] = (rate_plane(coded.shape, coded.rate.wide),)
+            return Extent(planes, self._data_start + payload.begin, payload.nbytes, False, where, unit)
         if coded.args:
             maps = self._classes(name, "row_class"), self._classes(name, "column_class")
             planes = grid_planes(coded.shape, coded.args, coded.records, *maps)
         else:
             planes = byte_planes(coded.nbytes, coded.records, coded.palette)
-        where = f"{self.path}: tensor {name!r}"
         return Extent(planes, self._data_start + payload.begin, payload.nbytes, coded.base is not None, where)
 
     def _grid(self, name: str) -> CodedGrid:
@@ -347,6 +384,12 @@ class Reader:
         assert coded.args is not None
         maps = self._classes(name, "row_class"), self._classes(name, "column_class")
         return CodedGrid(self.coded_file, first, coded.shape, coded.dtype, coded.args, coded.records, *maps)
+
+    def _rate(self, name: str) -> CodedRate:
+        coded, (_, first) = self.profile.coded[name], self._numbers[name]
+        assert coded.rate is not None
+        grid = grid_of(coded.rate, coded.shape, self._vectors, self._classes_bank)
+        return CodedRate(self.coded_file, first, coded.shape, coded.dtype, grid, self._classes_bank, coded.rate.wide)
 
     def _bytes(self, name: str) -> CodedBytes:
         coded, (_, first) = self.profile.coded[name], self._numbers[name]
@@ -367,7 +410,9 @@ class Reader:
     def _stored(self, name: str, *, quantized: bool) -> str:
         target = self.resolve(name)
         coded = self.profile.coded.get(target)
-        if (coded is not None and coded.args is not None) != quantized:
+        if coded is not None and coded.rate and quantized:
+            raise InvalidArgumentError(f"{self.path}: tensor {name!r} has an unbounded grid, and so no packed codes")
+        if (coded is not None and coded.is_quantized) != quantized:
             raise InvalidArgumentError(f"{self.path}: tensor {name!r} is {'not ' if quantized else ''}quantized")
         return target
 
@@ -400,6 +445,21 @@ class Reader:
     def _classes(self, name: str, what: str) -> NDArray[np.uint8] | None:
         member = part(name, what)
         return np.frombuffer(bytes(self._checked(member)), np.uint8) if member in self._members else None
+
+    @cached_property
+    def _classes_bank(self) -> TableBank:
+        """The bank of coder 7."""
+        try:
+            return TableBank.from_bytes(bytes(self._checked(CLASSES)))
+        except CorruptionError as error:
+            raise CorruptionError(error.args[0] if CLASSES in str(error) else f"{self.path}: {CLASSES}, {error}") from None
+
+    @cached_property
+    def _vectors(self) -> list[NDArray[Any]]:
+        """The vectors of side information, decoded the first time."""
+        entries = {name: (coded.rate, coded.shape) for name, coded in self.profile.coded.items() if coded.rate}
+        data = self._checked(VECTORS) if VECTORS in self._members else memoryview(b"")
+        return decode_vectors(data, vector_plan(entries, len(data), self.path), self._classes_bank, self.path)
 
     def _bank_rows(self, bank: str) -> int:
         member = self._members.get(bank_member(bank))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from ..codec.chunks import CHUNK_CODES, CHUNK_DTYPE, EncodedChunk
 from ..codec.coder import CODERS
 from ..codec.errors import InvalidArgumentError
 from ..codec.planes import MAX_CHUNK_CODES, SPLIT, Plane, byte_planes, grid_planes
+from ..codec.rate_chunks import rate_plane
 from ..codec.records import BYTES
 from ..codec.tensor import matrix_shape, packed_nbytes
 from .dtypes import bits_of
@@ -23,9 +25,11 @@ from .profile import (
     BANK_ROW_NBYTES,
     CHECKSUMS,
     CHUNKS,
+    CLASSES,
     OFFSETS,
     QUANTIZED_DTYPES,
     REST,
+    VECTORS,
     CodedTensor,
     Profile,
     bank_member,
@@ -36,8 +40,10 @@ from .profile import (
 if TYPE_CHECKING:
     from ..codec.planes import EncodedTensor
     from ..codec.tensor import QuantizedTensor
+    from .rate_entry import RateSide
 
 MAX_RUNS = 512
+WHATS = ("payload", "row_class", "column_class")
 
 
 @dataclass(frozen=True)
@@ -57,10 +63,15 @@ class Layout:
     header: int
     checksums: int
     tables: int
+    classes: int
+    """The table bank of coder 7."""
+    vectors: int
     source: int
     uncoded: dict[str, int]
     coded: dict[str, dict[str, int]]
     """For each coded tensor the bytes of its payload, its row_class and column_class, and its rows of the chunk index."""
+    entries: dict[str, int]
+    """For each coded tensor the bytes that the header has about it; they are part of `header`."""
 
 
 class Writer:
@@ -68,6 +79,7 @@ class Writer:
 
     profile: the coded tensors, ties and metadata; how scales are split is found while writing. uncoded: the other tensors.
     chunk_codes: the target chunk size of the coded tensors, 1 to 2^23; class_maps: names of those that have class maps.
+    side: what tensors on unbounded grids share; given exactly if there are any.
     Raises InvalidArgumentError for names that the format reserves, dtypes that it cannot restore, and a header above the
     limit of safetensors.
     """
@@ -80,17 +92,18 @@ class Writer:
         *,
         chunk_codes: int = CHUNK_CODES,
         class_maps: Sequence[str] = (),
+        side: RateSide | None = None,
     ) -> None:
         for name in (*profile.coded, *profile.ties, *uncoded):
             if is_reserved(name):
                 raise InvalidArgumentError(f"tensor name {name!r} is reserved by the .qzc format; rename the tensor")
         for name, tensor in profile.coded.items():
-            if tensor.args and tensor.dtype not in QUANTIZED_DTYPES:
+            if tensor.is_quantized and tensor.dtype not in QUANTIZED_DTYPES:
                 known = ", ".join(QUANTIZED_DTYPES)
                 raise InvalidArgumentError(f"quantized tensor {name!r} has dtype {tensor.dtype!r}, not one of {known}")
         if not 1 <= chunk_codes <= MAX_CHUNK_CODES // 2:
             raise InvalidArgumentError(f"chunk_codes is {chunk_codes}; it may be 1 to {MAX_CHUNK_CODES // 2}")
-        self._stream, self._profile, self._uncoded = stream, profile, uncoded
+        self._stream, self._profile, self._uncoded, self._side = stream, profile, uncoded, side
         order = sorted(uncoded, key=lambda name: (-bits_of(uncoded[name].dtype, default=1), name))
         self.names = (*order, *sorted(profile.coded))
         self._next = 0
@@ -123,6 +136,12 @@ class Writer:
             if classes is not None:
                 self._member(part(name, what), "U8", classes.shape, classes)
 
+    def write_rate(self, name: str, chunks: Sequence[EncodedChunk]) -> None:
+        """Write the chunks of a tensor on an unbounded grid."""
+        self._turn(name)
+        self._coded[name] = self._profile.coded[name]
+        self._write_payload(name, chunks)
+
     def write_lossless(self, name: str, encoded: EncodedTensor, base: int | None = None) -> None:
         """Write the chunks of a lossless tensor. base: XXH3-64 of the tensor that its deltas refer to, if there are any."""
         self._write_chunks(name, encoded, base)
@@ -130,7 +149,10 @@ class Writer:
     def _write_chunks(self, name: str, encoded: EncodedTensor, base: int | None) -> None:
         self._turn(name)
         self._coded[name] = replace(self._profile.coded[name], records=encoded.records, base=base)
-        begin, chunks = self._at, encoded.all_chunks()
+        self._write_payload(name, encoded.all_chunks())
+
+    def _write_payload(self, name: str, chunks: Sequence[EncodedChunk]) -> None:
+        begin = self._at
         if chunks:
             self._pad(PAYLOAD_START)
         for chunk in chunks:
@@ -156,6 +178,10 @@ class Writer:
         for coder, bank in self._banks.items():
             if bank:
                 self._member(bank_member(coder), "U8", (len(bank), BANK_ROW_NBYTES[coder]), b"".join(bank))
+        if self._side is not None:
+            self._member(CLASSES, "U8", (len(self._side.bank),), self._side.bank)
+            if _has_vectors(self._side):
+                self._member(VECTORS, "U8", (len(self._side.vectors),), self._side.vectors)
         if self._profile.source_file is not None:
             if rest is None or offsets is None:
                 raise InvalidArgumentError("a source file can be restored only with all its bytes")
@@ -182,9 +208,8 @@ class Writer:
 
     def _layout(self, nbytes: int, checksums: int) -> Layout:
         sizes = {name: member.end - member.begin for name, member in self._members.items()}
-        whats = ("payload", "row_class", "column_class")
         coded = {
-            name: {what: sizes[part(name, what)] for what in whats if part(name, what) in sizes} for name in self._coded
+            name: {what: sizes[part(name, what)] for what in WHATS if part(name, what) in sizes} for name in self._coded
         }
         for name, count in self._counts.items():
             coded[name]["index"] = count * CHUNK_DTYPE.itemsize
@@ -193,10 +218,21 @@ class Writer:
             header=self._reserved,
             checksums=checksums,
             tables=sum(sizes.get(bank_member(coder), 0) for coder in BANK_ROW_NBYTES),
+            classes=sizes.get(CLASSES, 0),
+            vectors=sizes.get(VECTORS, 0),
             source=sizes.get(REST, 0) + sizes.get(OFFSETS, 0),
             uncoded={name: sizes[name] for name in self._uncoded},
             coded=coded,
+            entries={name: self._entry_nbytes(name) for name in self._coded},
         )
+
+    def _entry_nbytes(self, name: str) -> int:
+        parts = [self._members[m] for m in (part(name, what) for what in WHATS) if m in self._members]
+        members = len(build_header(None, parts, align=1)) - len(build_header(None, [], align=1))
+        alone = replace(self._profile, coded={}, ties={}, source_metadata=None, source_file=None, base={})
+        texts = (replace(alone, coded=coded).to_metadata()["qzc.coded"] for coded in ({name: self._coded[name]}, {}))
+        entry, empty = (len(json.dumps(text, ensure_ascii=False).encode()) for text in texts)
+        return members + entry - empty + 1
 
     def _turn(self, name: str) -> None:
         if self._next == len(self.names) or self.names[self._next] != name:
@@ -245,6 +281,9 @@ class Writer:
             bound += (CHUNK_START + 1) * count + PAYLOAD_START
             parts.append((part(name, "payload"), "U8", (bound,), bound))
             chunks += count
+        if self._side is not None:
+            parts.append((CLASSES, "U8", (len(self._side.bank),), len(self._side.bank)))
+            parts.append((VECTORS, "U8", (len(self._side.vectors),), len(self._side.vectors)))
         parts.append((CHUNKS, "U8", (chunks, CHUNK_DTYPE.itemsize), chunks * CHUNK_DTYPE.itemsize))
         for coder, nbytes in BANK_ROW_NBYTES.items():
             parts.append((bank_member(coder), "U8", (chunks, nbytes), nbytes * chunks))
@@ -258,8 +297,14 @@ class Writer:
         return len(build_header(replace(self._profile, coded=likely).to_metadata(), members, reserve=0))
 
 
+def _has_vectors(side: RateSide) -> bool:
+    return any(number is not None for entry in side.entries.values() for number in entry.vectors)
+
+
 def _most(coded: CodedTensor, delta: bool) -> tuple[CodedTensor, tuple[Plane, ...]]:
     """A coded tensor as it takes the most room in the header, and its planes: some is found only when it is coded."""
+    if coded.rate:
+        return coded, (rate_plane(coded.shape, coded.rate.wide),)
     if coded.args is None:
         by_bytes = byte_planes(coded.nbytes, BYTES)
         planes = byte_planes(coded.nbytes, coded.records, coded.palette)

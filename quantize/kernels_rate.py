@@ -1,4 +1,4 @@
-"""Compiled loops over the codes of a tensor: how often each occurs in each class, and what they stand for."""
+"""Compiled loops over the codes of a tensor: rounding, and how often each code occurs in each class."""
 
 from __future__ import annotations
 
@@ -36,37 +36,6 @@ def count_classes(
             table = min(max(row_class[r] + column_class[c], 0), last)
             symbol = k + 128 if -127 <= k <= 127 else ESCAPE
             counts[table, state[c] & 1, symbol] += 1
-            state[c] = after[state[c], k & 1]
-
-
-@kernel
-def rebuild(
-    codes: NDArray[np.int16],
-    column_scale: NDArray[np.float32],
-    row_scale: NDArray[np.float32],
-    after: NDArray[np.uint8],
-    restart: int,
-    out: NDArray[np.float32],
-) -> None:
-    """out f32[rows, columns] = (level * column_scale) * row_scale, each product rounded once. The trellis: as above.
-
-    level: the code; with a trellis 2 * code in set 0 and 2 * code - sign(code) in set 1.
-    """
-    rows, columns = codes.shape
-    if after.shape[0] == 1:
-        for r in range(rows):
-            for c in range(columns):
-                out[r, c] = (np.float32(codes[r, c]) * column_scale[c]) * row_scale[r]
-        return
-    state = np.zeros(columns, np.uint8)
-    for r in range(rows):
-        if r % restart == 0:
-            state[:] = 0
-        for c in range(columns):
-            k = np.int32(codes[r, c])
-            sign = (1 if k > 0 else 0) - (1 if k < 0 else 0)
-            level = 2 * k - sign * np.int32(state[c] & 1)
-            out[r, c] = (np.float32(level) * column_scale[c]) * row_scale[r]
             state[c] = after[state[c], k & 1]
 
 

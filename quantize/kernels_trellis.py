@@ -17,7 +17,7 @@ from .kernels_feedback import BLOCK, add_products, carry_inside, carry_on
 
 F: Any = np.float32
 I: Any = np.int64  # noqa: E741
-TOP = 32767.0  # largest code
+TOP = 16383.0  # largest code: levels fit 16 bits
 PRICES = 129  # prices by magnitude of the code; the last one is for all larger ones
 
 

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from ..codec.errors import InvalidArgumentError
 from ..codec.model import cost_units
 from ..codec.run_map import RunMap
-from .class_coder import lanes_for
-from .side_info import VECTORS, RateTensor, transitions
-from .table_bank import CLASSES, ESCAPE, ESCAPED_BITS, PRECISION, UNITS, TableBank, checked, fit_bank, refit
+from ..codec.class_coder import lanes_for
+from ..codec.rate_tensor import VECTORS, RateTensor, transitions
+from ..codec.table_bank import CLASSES, ESCAPE, ESCAPED_BITS, PRECISION, UNITS, TableBank, checked
+from .fit_bank import fit_bank, refit
 from .unbounded import Design, Quantized, quantize_design, typical_size
 
 LANE_BITS = 24  # what a lane costs: its state, less what is in it

@@ -19,12 +19,13 @@ from ..codec.run_map import RunMap
 from ..codec.tensor import matrix_shape
 from .hessian import Factor
 from .rtn import NonFiniteError, float32_weights, is_float
-from .side_info import RateTensor, log_scale
-from .table_bank import CENTER, CLASSES, TableBank
-from .trellis import predecessors
+from ..codec.rate_tensor import RateTensor, log_scale
+from ..codec.table_bank import CENTER, CLASSES, TableBank
+from ..codec.trellis import predecessors
 
 SLAB_ROWS = 512  # rows that are quantized together without a trellis: they are independent
 RESTART_ROWS = 1024  # rows after which a trellis begins anew in large tensors; each time costs the worth of a few codes
+RESTART_CODES = 1 << 23  # codes after which it must: no chunk can begin in between
 
 # At high rate an error of step^2 / 12 gets smaller by ln(2) / 6 * step^2 per bit. In a trellis two steps are one code
 # apart. Of the resulting price of a bit 0.8 are best.
@@ -156,7 +157,8 @@ def quantize_design(
     width = np.float32(min(max(step * design.scale, 1e-30), 1e30))
     size = typical_size(design) if size is None else size
     offset = int(np.clip(round(CENTER + 8 * (size - math.log2(float(width)))), 0, CLASSES - 1))
-    restart = max(rows, 1) if rows <= 2 * RESTART_ROWS else RESTART_ROWS
+    most = max(1, RESTART_CODES // max(1, columns))
+    restart = max(rows, 1) if rows <= min(2 * RESTART_ROWS, most) else min(RESTART_ROWS, most)
     tensor = RateTensor(
         np.empty((rows, columns), np.int16), width, design.shape, design.dtype, design.column_log, design.row_log, None,
         design.column_class, design.row_class, offset, design.states, restart if design.states else 1,

@@ -25,7 +25,7 @@ from .hf_blocks import Blocks, NotInBlocks
 from .hf_inputs import InputStatistics, InputSums, Stop
 from .hf_model import HfModel, Weights, checkpoint_names, import_hf, load_model, open_hf, running
 from .hf_text import WindowOptions, Windows, read_windows
-from .packer import Progress
+from .progress import Progress
 from .version import VERSION as QZC_VERSION
 
 PASS_TOKENS = 2048  # in one forward pass, or one window if that is more

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from .codec.errors import CorruptionError, InvalidArgumentError, UnsupportedError
 from .formats.checkpoint import Checkpoint, open_checkpoint
 from .formats.safetensors import SafetensorsFile, pieces_of
-from .packer import Progress
+from .progress import Progress
 from .sources import SourceTensors, open_source
 
 FORMAT = "qzc-calibration"

@@ -26,7 +26,7 @@ from .deep_tasks import CONTROL_WEIGHTS, Options, Task, work
 from .deep_totals import deep_totals
 from .formats.checkpoint import is_qzc, open_checkpoint
 from .measure import choose, one_precision
-from .packer import Progress
+from .progress import Progress
 from .planner import PlannedTensor
 from .quantize.select import Selection
 from .sources import find_layout, open_source

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from .base import BaseTensors
-from .codec.decoding import decode
+from .codec.decoding import Decoding, decode
 from .codec.dequantize import dequantize_jobs, float_dtype
 from .codec.errors import CorruptionError, InvalidArgumentError
+from .codec.rate_tensor import LevelTensor, level_jobs
 from .codec.tensor import QuantizedTensor
 from .formats.checkpoint import open_checkpoint
 from .formats.dtypes import numpy_dtype
@@ -22,11 +23,11 @@ from .formats.reader import Reader, TensorInfo
 from .threads import thread_map
 
 
-class Model(Mapping[str, QuantizedTensor | NDArray[Any]]):
+class Model(Mapping[str, QuantizedTensor | LevelTensor | NDArray[Any]]):
     """An open checkpoint: one `.qzc` file, or a folder of them. Nothing is decoded until it is asked for.
 
-    `model[name]` is a QuantizedTensor for a tensor that was quantized (its packed integer codes, scale, zero point) and
-    an ndarray for any other. Use it as a context manager, or call `close()`.
+    `model[name]` is a QuantizedTensor for a tensor that was quantized (its packed integer codes, scale, zero point), a
+    LevelTensor for one that was quantized at a rate (its integers, scales of columns and rows) and an ndarray for any other. Use it as a context manager, or call `close()`.
 
     path: file or folder. threads: for decoding, 0 for all CPUs. base: the checkpoint that a delta was packed against. Raises FileAccessError, CorruptionError,
     UnsupportedError; after `close()` every method raises InvalidArgumentError.
@@ -46,11 +47,12 @@ class Model(Mapping[str, QuantizedTensor | NDArray[Any]]):
             self._closed = False
             self._stack = stack.pop_all()
 
-    def __getitem__(self, name: str) -> QuantizedTensor | NDArray[Any]:
+    def __getitem__(self, name: str) -> QuantizedTensor | LevelTensor | NDArray[Any]:
         self._check_open()
         if name not in self._home:
             raise KeyError(name)
-        return self.packed(name) if self.info(name).args else self.array(name)
+        info = self.info(name)
+        return self.levels(name) if info.rate else self.packed(name) if info.args else self.array(name)
 
     def __contains__(self, name: object) -> bool:
         return name in self._home  # that of Mapping would decode the tensor
@@ -74,6 +76,14 @@ class Model(Mapping[str, QuantizedTensor | NDArray[Any]]):
         tensor: QuantizedTensor = decode([self._file(name).decoding(name, rows, out)], self._run)[0]
         return tensor
 
+    def levels(self, name: str, rows: slice | None = None) -> LevelTensor:
+        """The integers and scales of a tensor that was quantized at a rate.
+
+        rows: a range of dimension 0; only the chunks that hold it are read. Raises InvalidArgumentError for any other
+        tensor, CorruptionError.
+        """
+        return self._file(name).leveled(name, rows, self._run)
+
     def array(self, name: str, rows: slice | None = None) -> NDArray[Any]:
         """A tensor that is not quantized: fresh memory if it is entropy-coded, else a read-only view of the file.
 
@@ -85,16 +95,18 @@ class Model(Mapping[str, QuantizedTensor | NDArray[Any]]):
     def dequantize(
         self, name: str, dtype: DTypeLike | None = None, rows: slice | None = None, out: NDArray[Any] | None = None
     ) -> NDArray[Any]:
-        """A tensor as floats: `(code - zero_point) * scale` in float32, rounded once to `dtype`.
+        """A tensor as floats: `(code - zero_point) * scale` or `(level * column_scale) * row_scale` in float32, rounded once
+        to `dtype`.
 
         dtype: float32, float16, float64 or ml_dtypes.bfloat16; None for that of the tensor before quantization. Tensors
         that are not quantized are cast if they are floats, and given as they are with None. out: C-contiguous, of the
         result's shape and dtype.
         """
         info = self.info(name)
-        if info.args:
+        if info.is_quantized:
             target = numpy_dtype(info.dtype) if dtype is None else float_dtype(dtype)
-            return self.packed(name, rows).dequantize(target, out)
+            tensor = self.levels(name, rows) if info.rate else self.packed(name, rows)
+            return tensor.dequantize(target, out)
         array = self.array(name, rows)
         result = array if dtype is None or not _is_float(array.dtype) else array.astype(float_dtype(dtype))
         if out is None:
@@ -130,21 +142,18 @@ class Model(Mapping[str, QuantizedTensor | NDArray[Any]]):
             file.prefetch()
         names = [name for name in self if name not in ties]
         infos = [self.info(name) for name in names]
-        decodings = [
-            self._file(name).decoding(name) if info.args else self._file(name).array_decoding(name)
-            for name, info in zip(names, infos, strict=True)
-        ]
+        decodings = [_decoding(self._file(name), info) for name, info in zip(names, infos, strict=True)]
         result: dict[str, Any] = {}
         jobs = []
         for name, info, tensor in zip(names, infos, decode(decodings, self._run), strict=True):
-            if info.args is None:
+            if not info.is_quantized:
                 array = tensor if packed or dtype is None or not _is_float(tensor.dtype) else tensor.astype(target)
                 result[name] = array if array.flags.writeable else array.copy()  # not a view of the file
             elif packed:
                 result[name] = tensor
             else:
                 result[name] = np.empty(tensor.shape, float_dtype(target or numpy_dtype(tensor.dtype)))
-                jobs += dequantize_jobs(tensor, result[name])
+                jobs += (level_jobs if info.rate else dequantize_jobs)(tensor, result[name])
         for _ in self._run(_call, jobs):
             pass
         result.update((name, result[stored]) for name, stored in ties.items())
@@ -190,8 +199,8 @@ def load_file(
 ) -> dict[str, Any]:
     """Decode a whole `.qzc` checkpoint into memory.
 
-    Returns name -> QuantizedTensor (packed integer codes, scale, zero point, shape) for quantized tensors and name ->
-    ndarray for all others. With `packed=False` or a `dtype` (float32, float16, ml_dtypes.bfloat16) quantized tensors are
+    Returns name -> QuantizedTensor (packed integer codes, scale, zero point, shape) or LevelTensor (integers, scales of
+    columns and rows) for quantized tensors and name -> ndarray for all others. With `packed=False` or a `dtype` (float32, float16, ml_dtypes.bfloat16) quantized tensors are
     dequantized to ndarrays of `dtype`, by default that of the checkpoint before quantization. Names that are tied give
     the same object. base: the checkpoint that a delta was packed against.
 
@@ -199,6 +208,12 @@ def load_file(
     """
     with Model(path, threads, base) as model:
         return model.load(dtype, packed and dtype is None)
+
+
+def _decoding(file: Reader, info: TensorInfo) -> Decoding:
+    if info.rate:
+        return file.level_decoding(info.name)
+    return file.decoding(info.name) if info.args else file.array_decoding(info.name)
 
 
 def _is_float(dtype: np.dtype[Any]) -> bool:

@@ -17,9 +17,10 @@ from .codec.chunk_index import CHUNK_START, PAYLOAD_START
 from .codec.chunks import CHUNK_CODES, CHUNK_DTYPE
 from .codec.errors import InvalidArgumentError
 from .codec.planes import PLAIN, encode_tensor
-from .codec.records import Records
+from .codec.records import BYTES, Records
 from .codec.tensor import QuantizationArgs, matrix_shape, packed_nbytes
 from .formats.profile import CodedTensor, Profile, SourceFile, is_reserved
+from .formats.rate_entry import RateEntry
 from .formats.writer import UncodedTensor, Writer
 from .lossless import Lossless, as_bytes, plan_lossless
 from .quantize.rtn import float32_weights, quantize
@@ -32,11 +33,13 @@ TIE_NBYTES = 1 << 16
 HEADER_NBYTES = 400  # what a coded tensor costs in the header, about; a tensor must gain more than that
 SAMPLE_CODES = 1 << 18
 PROBE_NBYTES = 4096
+MAX_COLUMNS = 1 << 23  # of a tensor that is quantized at a rate: a chunk holds whole rows
 
 
 @dataclass(frozen=True, eq=False)
 class PlannedTensor:
-    """One tensor of the input. args: its grid, or None if it is not quantized; tied_to: the tensor it equals.
+    """One tensor of the input. args: its grid, or None if it has none; rated: whether it is quantized at a rate, on an
+    unbounded grid; tied_to: the tensor it equals.
 
     lossless: how it is entropy-coded bit by bit; None with `args` being None, too: it is stored as it is. nbytes: in the input. estimated_nbytes: in the output without header and checksums, where it has been asked for.
     """
@@ -50,6 +53,7 @@ class PlannedTensor:
     tied_to: str | None = None
     estimated_nbytes: int | None = None
     lossless: Lossless | None = None
+    rated: bool = False
 
     @property
     def parameters(self) -> int:
@@ -58,12 +62,17 @@ class PlannedTensor:
     @property
     def is_quantized(self) -> bool:
         """Whether it is quantized and coded under its own name."""
-        return self.args is not None and self.tied_to is None
+        return (self.args is not None or self.rated) and self.tied_to is None
+
+    @property
+    def is_rated(self) -> bool:
+        """Whether it is quantized at a rate and coded under its own name."""
+        return self.rated and self.tied_to is None
 
     @property
     def is_lossless(self) -> bool:
         """Whether it is entropy-coded bit by bit under its own name."""
-        return self.lossless is not None and self.args is None and self.tied_to is None
+        return self.lossless is not None and not self.is_quantized and self.tied_to is None
 
 
 @dataclass(frozen=True)
@@ -90,13 +99,19 @@ class FilePlan:
         """The tensors that are coded bit by bit, second names of others left out."""
         return [t for t in self.tensors if t.is_lossless]
 
-    def profile(self, base: dict[str, str] | None = None) -> Profile:
-        """What the output's metadata will say. base: about the checkpoint that lossless tensors may refer to."""
+    def profile(
+        self, base: dict[str, str] | None = None, entries: Mapping[str, RateEntry] | None = None
+    ) -> Profile:
+        """What the output's metadata will say. base: about the checkpoint that lossless tensors may refer to. entries: of
+        the tensors on unbounded grids, which are left out without.
+        """
         coded: dict[str, CodedTensor] = {}
         for t in self.tensors:
             if t.args and t.is_quantized:
                 records = PLAIN[4 if t.args.scale_dtype == "float32" else 2]
                 coded[t.name] = CodedTensor(t.dtype, t.shape, t.args, records)
+            elif t.is_rated and entries is not None:
+                coded[t.name] = CodedTensor(t.dtype, t.shape, None, BYTES, rate=entries[t.name])
             elif t.lossless and t.is_lossless:
                 coded[t.name] = t.lossless.entry(t.dtype, t.shape, t.nbytes)
         return Profile(
@@ -110,7 +125,7 @@ class FilePlan:
 
     def uncoded(self) -> dict[str, UncodedTensor]:
         """The tensors that the output will hold as they are."""
-        kept = (t for t in self.tensors if not t.args and not t.is_lossless and not t.tied_to)
+        kept = (t for t in self.tensors if not t.is_quantized and not t.is_lossless and not t.tied_to)
         return {t.name: UncodedTensor(t.dtype, t.shape, t.nbytes) for t in kept}
 
 
@@ -122,10 +137,11 @@ def plan_file(
     keep_nonfinite: bool = False,
     code_kept: bool = True,
     hints: Mapping[str, Sequence[Records]] | None = None,
+    rated: bool = False,
 ) -> FilePlan:
     """Decide for every tensor of a file. Raises InvalidArgumentError for names that the format reserves.
 
-    selection: what to quantize; None for nothing.
+    selection: what to quantize; None for nothing. rated: at a rate, whatever the grids of the selection.
     code_kept: entropy-code tensors that are not quantized, where that makes them smaller. hints: by the name of a tensor
     how its bytes may be split.
     """
@@ -141,10 +157,13 @@ def plan_file(
         if selection is not None:
             decision = selection.decide(name, info.dtype, info.shape)
             args, reason = decision.args, decision.reason
-        if args and _coded_floor(info.shape, args) >= info.nbytes:
+        if args and not rated and _coded_floor(info.shape, args) >= info.nbytes:
             args, reason = None, "would not become smaller"
+        if args and rated and matrix_shape(info.shape)[1] > MAX_COLUMNS:
+            args, reason = None, f"rows of more than {MAX_COLUMNS} weights"
         if args and keep_nonfinite and not _finite(file.array(name)):
             args, reason = None, "has NaN or Inf"
+        at_rate = rated and args is not None
         tied_to = None
         if info.nbytes >= TIE_NBYTES:
             raw = file.raw(name)
@@ -157,20 +176,32 @@ def plan_file(
             lossless = plan_lossless(file.raw(name), info.dtype, (*(hints or {}).get(name, ()), *file.records(name)))
         if args is None and tied_to is None and lossless is None and info.nbytes and info.dtype.startswith("GGUF_"):
             lossless = as_bytes(info.nbytes)  # no library for safetensors would take its dtype
-        planned = PlannedTensor(name, info.dtype, info.shape, info.nbytes, args, reason, tied_to, lossless=lossless)
+        grid = None if at_rate else args
+        planned = PlannedTensor(
+            name, info.dtype, info.shape, info.nbytes, grid, reason, tied_to, lossless=lossless, rated=at_rate
+        )
         tensors.append(planned)
         file.release(name)
     return FilePlan(source, tuple(tensors), file.metadata)
 
 
-def with_estimates(plan: FilePlan, file: SourceTensors, coder: str, chunk_codes: int = CHUNK_CODES) -> FilePlan:
+def with_estimates(
+    plan: FilePlan,
+    file: SourceTensors,
+    coder: str,
+    chunk_codes: int = CHUNK_CODES,
+    bits_per_weight: float = 0.0,
+) -> FilePlan:
     """The plan with the sizes that a pack would give, from a sample of the rows of each tensor.
+
+    bits_per_weight: of the tensors that are quantized at a rate.
 
     Exact up to some bytes for tensors of at most SAMPLE_CODES elements, because the sample is then all of them.
     Raises InvalidArgumentError (NonFiniteError) as `quantize` does, for what the sample has.
     """
     tensors = tuple(
-        replace(tensor, estimated_nbytes=_estimate(file, tensor, coder, chunk_codes)) for tensor in plan.tensors
+        replace(tensor, estimated_nbytes=_estimate(file, tensor, coder, chunk_codes, bits_per_weight))
+        for tensor in plan.tensors
     )
     stream, uncoded = io.BytesIO(), plan.uncoded()
     Writer(stream, plan.profile(), uncoded, chunk_codes=chunk_codes)  # reserves its header
@@ -178,10 +209,14 @@ def with_estimates(plan: FilePlan, file: SourceTensors, coder: str, chunk_codes:
     return replace(plan, tensors=tensors, estimated_overhead=stream.tell() + checksums)
 
 
-def _estimate(file: SourceTensors, tensor: PlannedTensor, coder: str, chunk_codes: int) -> int:
+def _estimate(
+    file: SourceTensors, tensor: PlannedTensor, coder: str, chunk_codes: int, bits_per_weight: float
+) -> int:
     """Bytes that a tensor will take: codes, scales, zero points, chunk index and tables."""
     if tensor.tied_to:
         return 0
+    if tensor.rated:
+        return round(tensor.parameters * bits_per_weight / 8)
     if tensor.args is None:
         return tensor.lossless.nbytes if tensor.lossless else tensor.nbytes
     array = file.array(tensor.name).reshape(matrix_shape(tensor.shape))

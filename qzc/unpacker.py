@@ -24,7 +24,7 @@ from .formats.dtypes import file_bytes, numpy_dtype, tensor_nbytes
 from .formats.profile import SCALE_DTYPES
 from .formats.reader import Base, Reader
 from .formats.safetensors import library_order, place, write_safetensors_to
-from .packer import Progress
+from .progress import Progress
 from .places import SOURCE_INDEX, check_output, copy_side_files, unpacked_index_name, unpacked_name, unpacked_output
 from .threads import thread_map
 

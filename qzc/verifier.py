@@ -18,7 +18,7 @@ from .codec.run_map import RunMap
 from .codec.tensor import QuantizedTensor
 from .formats.checkpoint import is_qzc, open_checkpoint
 from .formats.reader import Base, Reader
-from .packer import Progress
+from .progress import Progress
 from .quantize.rtn import quantize
 from .sources import SourceTensors, open_source
 from .threads import thread_map

@@ -10,7 +10,7 @@ from qzc.quantize import quantize
 from qzc.quantize.gptq import gptq
 from qzc.quantize.gptq_ec import gptq_ec
 from qzc.quantize.hessian import Factor, Order, factorize
-from qzc.quantize.side_info import reconstruct
+from qzc.codec.rate_tensor import reconstruct
 from qzc.quantize.unbounded import quantize_design
 
 F = np.float32

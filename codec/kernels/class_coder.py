@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..codec.kernels.jit import inlined, kernel
-from ..codec.kernels.status import (
+from .jit import inlined, kernel
+from .status import (
     BAD_FINAL_STATE,
     BAD_STATE,
     BAD_STREAMS,

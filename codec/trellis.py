@@ -11,7 +11,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from ..codec.errors import InvalidArgumentError
+from .errors import InvalidArgumentError
 
 POLYNOMIALS = {  # states -> (h1, h0)
     4: (0o2, 0o5), 8: (0o4, 0o13), 16: (0o4, 0o23), 32: (0o10, 0o45),

@@ -1,4 +1,4 @@
-"""Coder `ans_classes`: the codes of a `RateTensor` and its side information as bytes, and back."""
+"""Coder 7, `ans_classes`: the codes of a `RateTensor` and its side information as bytes, and back."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ..codec.errors import CorruptionError, InvalidArgumentError
-from ..codec.kernels.status import MESSAGES
-from .side_info import RateTensor, transitions
+from .errors import CorruptionError, InvalidArgumentError
+from .kernels.status import MESSAGES
+from .rate_tensor import RateTensor, transitions
 from .table_bank import TableBank
+
+CLASS_CODER = 7
+"""Its number in the chunk index (SPEC section 5)."""
 
 _LANES = ((1 << 18, 32), (1 << 16, 8), (1 << 12, 4), (1 << 9, 2))  # from so many codes on
 
@@ -47,8 +50,7 @@ def decode_rows(
     Raises CorruptionError for bytes that no encoder wrote. Takes any bytes.
     """
     shape = (len(row_terms), len(column_terms))
-    frequencies = bank.frequencies.reshape(-1, 256)
-    return _decode(payload, lanes, frequencies, bank.sets, row_terms, column_terms, transitions(states), restart, shape)
+    return _decode(payload, lanes, bank.tables, bank.sets, row_terms, column_terms, transitions(states), restart, shape)
 
 
 def encode_side(vectors: Sequence[tuple[int, NDArray[np.int8]]], bank: TableBank) -> NDArray[np.uint8]:
@@ -64,7 +66,7 @@ def decode_side(payload: NDArray[np.uint8], lanes: int, bank: TableBank, kinds: 
     Raises CorruptionError for bytes that no encoder wrote.
     """
     zero = np.zeros(1, np.int64)
-    codes = _decode(payload, lanes, bank.side, 1, zero, kinds, transitions(0), 1, (1, len(kinds)))[0]
+    codes = _decode(payload, lanes, bank.side_tables, 1, zero, kinds, transitions(0), 1, (1, len(kinds)))[0]
     if codes.size and (codes.min() < -128 or codes.max() > 127):
         raise CorruptionError("ans_classes: side information is out of range")
     vectors: NDArray[np.int8] = codes.astype(np.int8)
@@ -80,7 +82,7 @@ def _encode(
     after: NDArray[np.uint8],
     restart: int,
 ) -> NDArray[np.uint8]:
-    from . import kernels_class_coder as kernels
+    from .kernels import class_coder as kernels
 
     lanes = lanes_for(codes.size)
     memory = np.empty(4 * lanes + 4 * codes.size + 8, np.uint8)
@@ -93,7 +95,7 @@ def _encode(
 def _decode(
     payload: NDArray[np.uint8],
     lanes: int,
-    frequencies: NDArray[np.uint16],
+    tables: NDArray[np.uint32],
     sets: int,
     row: NDArray[np.int64],
     column: NDArray[np.int64],
@@ -101,10 +103,8 @@ def _decode(
     restart: int,
     shape: tuple[int, int],
 ) -> NDArray[np.int16]:
-    from . import kernels_class_coder as kernels
+    from .kernels import class_coder as kernels
 
-    tables = np.empty((len(frequencies), 4096), np.uint32)
-    kernels.expand(frequencies, tables)
     out = np.empty(shape, np.int16)
     status = kernels.decode_classes(payload, lanes, tables, sets, row, column, after, restart, out)
     if status:
