@@ -61,6 +61,20 @@ def weight_distortion(weights: NDArray[Any], tensor: QuantizedTensor, *, run: Ru
     return sum(run(compare, _pieces(tensor)), Distortion())
 
 
+def float_distortion(weights: NDArray[Any], restored: NDArray[np.float32]) -> Distortion:
+    """Compare float weights with others of the same shape. Raises InvalidArgumentError if the shapes differ."""
+    if weights.shape != restored.shape:
+        raise InvalidArgumentError(f"weights have shape {weights.shape}, what is restored {restored.shape}")
+    total = Distortion()
+    original, again = weights.reshape(-1), restored.reshape(-1)
+    for start in range(0, original.size, SLAB_ELEMENTS):
+        piece = original[start : start + SLAB_ELEMENTS].astype(np.float64)
+        energy = float(np.square(piece).sum())
+        piece -= again[start : start + SLAB_ELEMENTS]
+        total += Distortion(energy, float(np.square(piece, out=piece).sum()))
+    return total
+
+
 def _pieces(tensor: QuantizedTensor) -> Iterator[tuple[slice, slice]]:
     """Blocks of whole rows, or pieces of one row where a row alone is too much."""
     rows, columns = matrix_shape(tensor.shape)

@@ -16,7 +16,8 @@ from .code_stats import CodedSize, CodeStats, LosslessStats, sum_codes, sum_know
 class Sizes:
     """What tensors cost. nbytes: in their own dtype, before any coding; stored_nbytes: as coded, or as they are.
 
-    codes: of quantized tensors; lossless: of those that are coded bit by bit.
+    codes: of quantized tensors; lossless: of those that are coded bit by bit; rated: whether it is neither, for it was
+    quantized at a rate.
     """
 
     parameters: int
@@ -26,6 +27,7 @@ class Sizes:
     zstd_nbytes: int | None = None
     codes: CodeStats | None = None
     lossless: LosslessStats | None = None
+    rated: bool = False
 
     @property
     def bits_per_weight(self) -> float | None:
@@ -114,7 +116,10 @@ def totals(tensors: Sequence[TensorStats], overhead: Mapping[str, int] | None = 
     scales = sum((code.scale for code in codes), CodedSize())
     coded = sum((code.final + code.zero_point for code in codes), CodedSize())
     every = coded + scales + bitwise.coded
+    rated = [size.stored_nbytes for size in sizes if size.rated]
+    kept = (size for size in sizes if size.codes is None and size.lossless is None and not size.rated)
     parts = {
+        **({"rated": sum(rated)} if rated else {}),
         "payload": coded.payload,
         "scales": scales.payload,
         "lossless": bitwise.coded.payload,
@@ -122,7 +127,7 @@ def totals(tensors: Sequence[TensorStats], overhead: Mapping[str, int] | None = 
         "gaps": every.gaps,
         "class_maps": sum(code.class_map_nbytes for code in codes),
         "tables": every.tables,
-        "uncoded": sum(size.stored_nbytes for size in sizes if size.codes is None and size.lossless is None),
+        "uncoded": sum(size.stored_nbytes for size in kept),
         **(overhead or {}),
     }
     total = Sizes(
@@ -134,4 +139,4 @@ def totals(tensors: Sequence[TensorStats], overhead: Mapping[str, int] | None = 
         codes=sum_codes(codes) if codes else None,
         lossless=bitwise if any(size.lossless is not None for size in sizes) else None,
     )
-    return Totals(len(stored), len(codes), total, parts)
+    return Totals(len(stored), len(codes) + len(rated), total, parts)

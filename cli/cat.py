@@ -35,7 +35,7 @@ from .stdout import check_stdout
     show_default=True,
     help="Of the floats. bfloat16 tensors are written as float32: .npy does not know it.",
 )
-@click.option("--codes", is_flag=True, help="The integer codes, one per byte, instead of floats.")
+@click.option("--codes", is_flag=True, help="The integers instead of floats: codes, one per byte; of a tensor packed at a rate its levels.")
 @base_option
 @threads_option
 @force_option
@@ -50,7 +50,8 @@ def command(model: Path, tensor: str, rows: str | None, output: str, **options: 
 
     with Model(model, options["threads"], options["base"]) as opened:
         if options["codes"]:
-            array = opened.packed(tensor, selected).codes
+            rated = opened.info(tensor).rate is not None
+            array = opened.levels(tensor, selected).levels if rated else opened.packed(tensor, selected).codes
         else:
             dtype = None if options["dtype"] == "original" else np.dtype(options["dtype"])
             array = opened.dequantize(tensor, dtype, selected)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..codec.tensor import QuantizationArgs
+    from ..formats.rate_entry import RateEntry
 
 
 def grid_text(args: QuantizationArgs | None, tied_to: str | None = None) -> str:
@@ -22,7 +23,11 @@ def grid_text(args: QuantizationArgs | None, tied_to: str | None = None) -> str:
     return f"{args.num_bits}-bit {args.strategy}{size}{symmetry} {args.scale_method}"
 
 
-def coding_text(args: QuantizationArgs | None, tied_to: str | None, coding: str) -> str:
+def coding_text(
+    args: QuantizationArgs | None, tied_to: str | None, coding: str, rate: RateEntry | None = None
+) -> str:
     """The grid of a quantized tensor; `lossless` or `delta` for one that is coded bit by bit, `keep` for one that is not."""
+    if rate is not None and tied_to is None:
+        return f"rate, trellis {rate.states}" if rate.states else "rate"
     text = grid_text(args, tied_to)
     return coding if text == "keep" and coding != "plain" else text

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..codec.errors import InvalidArgumentError
-from .grids import coding_text, grid_text
+from .grids import coding_text
 from .options import examples, json_option, model_argument
 from .sizes import bits_text, size_text
 
@@ -63,7 +63,7 @@ def _tensor_lines(tensor: Listed) -> list[tuple[str, str]]:
         ("shape", " x ".join(map(str, tensor.shape)) or "scalar"),
         ("dtype", tensor.dtype),
         ("parameters", f"{tensor.parameters:,}"),
-        ("grid", coding_text(tensor.args, tensor.tied_to, tensor.coding)),
+        ("grid", coding_text(tensor.args, tensor.tied_to, tensor.coding, tensor.rate)),
     ]
     if tensor.args:
         lines.append(("scale dtype", tensor.args.scale_dtype))
@@ -74,7 +74,7 @@ def _tensor_lines(tensor: Listed) -> list[tuple[str, str]]:
 
 
 def _file_lines(file: ListedFile) -> list[tuple[str, str]]:
-    coded = [t for t in file.tensors if t.args and not t.tied_to]
+    coded = [t for t in file.tensors if t.is_quantized and not t.tied_to]
     lossless = [t for t in file.tensors if t.coding in ("lossless", "delta") and not t.tied_to]
     kept = [t for t in file.tensors if t.coding == "plain" and not t.tied_to]
     ties = [t for t in file.tensors if t.tied_to]
@@ -91,7 +91,7 @@ def _file_lines(file: ListedFile) -> list[tuple[str, str]]:
         ("parameters", f"{sum(t.parameters for t in (*coded, *lossless, *kept)):,}"),
     ]
     if coded:
-        grids = Counter(grid_text(t.args) for t in coded)
+        grids = Counter(coding_text(t.args, None, t.coding, t.rate) for t in coded)
         lines += [("grid", f"{grid}: {count} tensors") for grid, count in sorted(grids.items())]
         parts: Counter[str] = Counter()
         for t in coded:
@@ -104,7 +104,7 @@ def _file_lines(file: ListedFile) -> list[tuple[str, str]]:
     lines += [(part, f"{nbytes:,} bytes") for part, nbytes in file.overhead.items()]
     if coded:
         weights = sum(t.parameters for t in coded)
-        side = file.overhead.get("tables", 0) + file.overhead.get("index", 0)
+        side = sum(file.overhead.get(part, 0) for part in ("tables", "vectors", "index"))
         coded_bits = 8 * (sum(t.nbytes for t in coded) + side) / weights if weights else 0.0
         lines.append(("bits per weight", f"{coded_bits:.3f} for the quantized tensors, all side information counted"))
     lines += [(f"metadata {key}", value) for key, value in sorted(file.metadata.items())]
@@ -114,7 +114,7 @@ def _file_lines(file: ListedFile) -> list[tuple[str, str]]:
 def _file_json(file: ListedFile) -> dict[str, Any]:
     fields = asdict(file)
     del fields["tensors"]
-    coded = [t for t in file.tensors if t.args and not t.tied_to]
+    coded = [t for t in file.tensors if t.is_quantized and not t.tied_to]
     return {
         **fields,
         "tensors": len(file.tensors),

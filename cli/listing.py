@@ -9,13 +9,14 @@ from pathlib import Path
 
 from ..codec.tensor import QuantizationArgs
 from ..formats.checkpoint import is_qzc, open_checkpoint
+from ..formats.rate_entry import RateEntry
 from ..formats.reader import Reader
 from ..sources import open_source
 
 
 @dataclass(frozen=True)
 class Listed:
-    """A tensor in a file. stored: bytes by part; args: its grid if it is quantized; coding: as in `TensorInfo`."""
+    """A tensor in a file. stored: bytes by part; args: its grid if it has one; rate: its unbounded grid; coding: as in `TensorInfo`."""
 
     file: str
     name: str
@@ -25,6 +26,12 @@ class Listed:
     stored: dict[str, int]
     tied_to: str | None
     coding: str = "plain"
+    rate: RateEntry | None = None
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether it has a grid of either kind."""
+        return self.args is not None or self.rate is not None
 
     @property
     def parameters(self) -> int:
@@ -68,7 +75,9 @@ def _list_qzc(path: Path) -> ListedFile:
             info = reader.info(name)
             stored = {} if info.tied_to else info.stored
             coding = "delta" if info.delta else info.coding
-            tensors.append(Listed(path.name, name, info.dtype, info.shape, info.args, stored, info.tied_to, coding))
+            tensors.append(
+                Listed(path.name, name, info.dtype, info.shape, info.args, stored, info.tied_to, coding, info.rate)
+            )
         profile = reader.profile
         return ListedFile(
             str(path), "qzc", VERSION, profile.writer, reader.file_size, reader.overhead, profile.source_metadata or {},

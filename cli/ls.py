@@ -35,7 +35,7 @@ def command(model: Path, as_json: bool) -> None:
         Column("tensor", "tensor", lambda t: t.name),
         Column("shape", "shape", lambda t: t.shape, rank=1),
         Column("dtype", "dtype", lambda t: t.dtype, rank=2),
-        Column("grid", "grid", lambda t: coding_text(t.args, t.tied_to, t.coding), rank=3),
+        Column("grid", "grid", lambda t: coding_text(t.args, t.tied_to, t.coding, t.rate), rank=3),
         Column("nbytes", "bytes", lambda t: t.nbytes),
         Column("bits_per_weight", "bits/weight", lambda t: t.bits_per_weight),
     ]
@@ -49,6 +49,7 @@ def tensor_json(tensor: Listed) -> dict[str, Any]:
         "dtype": tensor.dtype,
         "shape": list(tensor.shape),
         "grid": asdict(tensor.args) if tensor.args else None,
+        "rate": None if tensor.rate is None else tensor.rate.to_json(),
         "coding": tensor.coding,
         "tied_to": tensor.tied_to,
         "stored": tensor.stored,

@@ -65,6 +65,43 @@ selection_options = _all(
     ),
     click.option("--exclude", metavar="GLOB", multiple=True, help="Store these tensors as they are."),
 )
+METHODS = ("rtn", "gptq", "rtn-ec", "diag", "gptq-ec", "watersic")
+rate_options = _all(
+    click.option(
+        "--target-bpw",
+        type=click.FloatRange(0, 16, min_open=True),
+        metavar="R",
+        help="Quantize at this rate in place of a grid: R bits per quantized weight in the file, all side information "
+        "counted.",
+    ),
+    click.option("--target-size", metavar="SIZE", help="The same, for an output of this size, such as 700MB or 4GB."),
+    click.option(
+        "--count",
+        type=click.Choice(["quantized", "all"]),
+        default="quantized",
+        show_default=True,
+        help="What --target-bpw counts: the quantized tensors, or the whole output per weight of any tensor.",
+    ),
+    click.option(
+        "--method",
+        type=click.Choice(METHODS),
+        help="How to quantize: on a grid rtn or gptq, at a rate one of the others.  [default: rtn; at a rate watersic with "
+        "--stats, rtn-ec without]",
+    ),
+    click.option(
+        "--stats", type=PATH, metavar="FILE", help="Statistics of this model's inputs, from `qzc calibrate`."
+    ),
+    click.option(
+        "--trellis",
+        type=click.Choice(["4", "8", "16", "32", "64", "128", "256"]),
+        metavar="STATES",
+        help="At a rate: dependent quantization with so many states (4, 8, 32 .. 256); slower to pack, better at every rate.",
+    ),
+    click.option("--best", is_flag=True, help="At a rate: the strongest method there is statistics for, with a trellis."),
+    click.option(
+        "--uniform-rate", is_flag=True, help="At a rate: the same for each tensor, not more for those that matter more."
+    ),
+)
 coder_option = click.option(
     "--coder",
     type=click.Choice(["ans", "huffman", "raw"]),

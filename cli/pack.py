@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from .grids import coding_text
 from .options import (
@@ -18,18 +19,20 @@ from .options import (
     json_option,
     model_argument,
     quiet_option,
+    rate_options,
     selection_options,
     threads_option,
     verbose_option,
 )
 from .progress import progress_bar
-from .selection import selection_from, selection_given, warn_of_rule
-from .sizes import bits_text, size_text
+from .selection import GRID_KEYS, selection_from, selection_given, warn_of_rule
+from .sizes import bits_text, size_from, size_text
 
 if TYPE_CHECKING:
     from ..formats.writer import Layout
     from ..packer import PackReport
     from ..planner import FilePlan, PlannedTensor
+    from ..rating import RateOptions
 
 SHOWN_SKIPPED = 4
 
@@ -41,6 +44,8 @@ SHOWN_SKIPPED = 4
         "qzc pack model.safetensors --bits 4 --coder ans",
         "qzc pack llama/ -o llama-qzc/ --bits 'lm_head=8,*.mlp.*=3,*=4'",
         "qzc pack model.safetensors --bits 3 --dry-run",
+        "qzc pack model.safetensors --target-bpw 3.0",
+        "qzc pack llama/ --target-size 4GB --stats stats.safetensors --best",
         "qzc pack llama-gptq/",
         "qzc pack finetuned/ --lossless --base original/",
     ),
@@ -54,6 +59,7 @@ SHOWN_SKIPPED = 4
 )
 @grid_options
 @selection_options
+@rate_options
 @click.option(
     "--lossless",
     is_flag=True,
@@ -96,10 +102,17 @@ def command(model: Path, output: str | None, **options: Any) -> None:
         raise click.UsageError(
             "--lossless quantizes nothing: leave out the options of the grid, --include and --exclude"
         )
+    rate = _rate_from(options, click.get_current_context())
     selection = selection_from(options)
+    method = options["method"]
+    if rate is None and method not in (None, "rtn", "gptq"):
+        raise click.UsageError(f"--method {method} quantizes at a rate: give --target-bpw or --target-size")
     pack_options = PackOptions(
-        selection=selection if given else None,
+        selection=selection if given or method == "gptq" else None,
         lossless=options["lossless"],
+        rate=rate,
+        method="gptq" if method == "gptq" else "rtn",
+        stats=options["stats"],
         base=options["base"],
         coder=options["coder"],
         chunk_codes=options["chunk_codes"] or CHUNK_CODES,
@@ -128,6 +141,35 @@ def command(model: Path, output: str | None, **options: Any) -> None:
     with progress_bar("packing", quiet) as progress:
         report = pack(model, output, pack_options, progress)
     _show_report(report, str(report.output), as_json, quiet, options["verbose"])
+
+
+def _rate_from(options: dict[str, Any], context: click.Context) -> RateOptions | None:
+    """What the options say of a rate; None if there is none to reach."""
+    from ..rating import BEST_STATES, RateOptions
+
+    bits, size = options["target_bpw"], options["target_size"]
+    if bits is None and size is None:
+        for key in ("trellis", "best", "uniform_rate"):
+            if options[key]:
+                raise click.UsageError(f"--{key.replace('_', '-')} needs a rate: give --target-bpw or --target-size")
+        return None
+    if bits is not None and size is not None:
+        raise click.UsageError("give either --target-bpw or --target-size")
+    if options["lossless"]:
+        raise click.UsageError("--lossless quantizes nothing: there is no rate to choose")
+    if options["method"] in ("rtn", "gptq"):
+        raise click.UsageError(f"--method {options['method']} is for grids: leave out the rate, or choose another method")
+    for key in ("bits", *GRID_KEYS, "coder"):
+        if context.get_parameter_source(key) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{key.replace('_', '-')} has no meaning at a rate")
+    if options["best"] and (options["method"] or options["trellis"]):
+        raise click.UsageError("--best chooses method and trellis itself")
+    try:
+        nbytes = None if size is None else size_from(size)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--target-size") from None
+    states = BEST_STATES if options["best"] else int(options["trellis"] or 0)
+    return RateOptions(bits, nbytes, options["count"], options["method"], states, options["uniform_rate"])
 
 
 def _show_plan(files: list[FilePlan], as_json: bool) -> None:
@@ -169,7 +211,7 @@ def _tensor_json(tensor: PlannedTensor) -> dict[str, Any]:
 
 
 def _coding(tensor: PlannedTensor) -> str:
-    return "quantized" if tensor.args else "lossless" if tensor.is_lossless else "plain"
+    return "rate" if tensor.rated else "quantized" if tensor.args else "lossless" if tensor.is_lossless else "plain"
 
 
 def _show_report(report: PackReport, output: str, as_json: bool, quiet: bool, verbose: bool) -> None:
@@ -191,6 +233,11 @@ def _show_report(report: PackReport, output: str, as_json: bool, quiet: bool, ve
         more = len(report.skipped) - SHOWN_SKIPPED
         names += f" and {more} more" if more > 0 else ""
         click.echo(printable(f"not copied (weights in other formats or variants): {names}"), err=True)
+    if report.without_statistics:
+        names = ", ".join(report.without_statistics[:SHOWN_SKIPPED])
+        more = len(report.without_statistics) - SHOWN_SKIPPED
+        names += f" and {more} more" if more > 0 else ""
+        click.echo(printable(f"qzc: warning: no statistics for {names}: rounded to nearest"), err=True)
     quantized, lossless = len(report.quantized), len(report.lossless)
     tied = sum(t.tied_to is not None for t in tensors)
     if report.found:
@@ -198,7 +245,10 @@ def _show_report(report: PackReport, output: str, as_json: bool, quiet: bool, ve
     line = f"{output}: {quantized} tensors quantized, {lossless} lossless, {len(tensors) - quantized - lossless - tied} kept"
     line += f", {tied} tied" if tied else ""
     line += f" | {size_text(report.source_nbytes)} -> {size_text(report.nbytes)} ({report.source_nbytes / report.nbytes:.2f}x)"
-    if quantized:
+    if report.rated:
+        parts = ", ".join(f"{what} {bits:.3f}" for what, bits in report.rate_bits.items())
+        line += f" | {report.rate_method} at {bits_text(report.bits_per_weight)} per quantized weight ({parts})"
+    elif quantized:
         line += f" | {bits_text(report.bits_per_weight)} per quantized weight"
     line += f" | {'verified' if report.verified else 'not verified'} | {report.seconds:.1f} s"
     click.echo(printable(line), err=True)
@@ -212,7 +262,8 @@ def _report_json(report: PackReport) -> dict[str, Any]:
             "source_nbytes": file.source_nbytes,
             "nbytes": file.layout.nbytes,
             "header_nbytes": file.layout.header,
-            "tables_nbytes": file.layout.tables,
+            "tables_nbytes": file.layout.tables + file.layout.classes,
+            "vectors_nbytes": file.layout.vectors,
             "checksums_nbytes": file.layout.checksums,
             "source_nbytes_kept": file.layout.source,
             "tensors": [{**_tensor_json(t), "stored": _stored(t, file.layout)} for t in file.plan.tensors],
@@ -225,6 +276,8 @@ def _report_json(report: PackReport) -> dict[str, Any]:
         "source_nbytes": report.source_nbytes,
         "nbytes": report.nbytes,
         "bits_per_weight": report.bits_per_weight if report.quantized else None,
+        "rate": None if not report.rated else {"method": report.rate_method, "bits": report.rate_bits},
+        "without_statistics": list(report.without_statistics),
         "found": report.found,
         "verified": report.verified,
         "seconds": round(report.seconds, 3),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..codec.errors import InvalidArgumentError
 from ..codec.model import FrequencyTable
-from ..codec.rate_tensor import EIGHTHS, UNIT_GAIN
+from ..codec.rate_tensor import EIGHTHS, UNIT_GAIN, RateTensor
 from ..codec.table_bank import CENTER, CLASSES, ESCAPE, PRECISION, TOTAL, TableBank
 
 _SCALE = 16  # counts are multiplied by this, so that the prior can be finer than one of them
@@ -51,6 +53,29 @@ def fit_bank(
         gain[i - first] = np.clip(np.rint(UNIT_GAIN * product / power), 1, 255) if power > 0 else UNIT_GAIN
     side = np.stack([_symmetric(each * _SCALE, complete and not each[ESCAPE]) for each in side_counts])
     return TableBank(first, frequencies, gain, side)
+
+
+def bank_of(tensors: Sequence[RateTensor], counts: NDArray[np.int64], side_counts: NDArray[np.int64]) -> TableBank:
+    """The bank for tensors as they are, their gains included. Counts: as for `fit_bank`.
+
+    Raises InvalidArgumentError if two columns of one class have different gains, as those of different files may.
+    """
+    unit = np.ones(CLASSES)
+    known = np.full(CLASSES, -1)
+    for tensor in tensors:
+        column = np.clip(tensor.class_terms[1], 0, CLASSES - 1)
+        gain = np.full(len(column), UNIT_GAIN) if tensor.gain is None else tensor.gain.astype(np.int64)
+        for number, value in set(zip(column.tolist(), gain.tolist(), strict=True)):
+            if known[number] not in (-1, value):
+                raise InvalidArgumentError("tensors that were packed at different rates cannot go into one file")
+            known[number] = value
+    used = np.flatnonzero(known >= 0)
+    first, last = (int(used[0]), int(used[-1])) if used.size else (CENTER, CENTER)
+    fresh = fit_bank(counts, side_counts, unit, unit, any(tensor.states for tensor in tensors), complete=False)
+    at = np.clip(np.arange(first, last + 1) - fresh.first, 0, len(fresh.gain) - 1)
+    gain = np.where(known < 0, UNIT_GAIN, known)[first : last + 1].astype(np.uint8)
+    bank = TableBank(first, fresh.frequencies[at], gain, fresh.side)
+    return refit(bank, counts, side_counts)
 
 
 def refit(bank: TableBank, tensors_counts: NDArray[np.int64], side_counts: NDArray[np.int64]) -> TableBank:

@@ -15,11 +15,11 @@ from ..codec.run_map import RunMap
 from ..codec.class_coder import lanes_for
 from ..codec.rate_tensor import VECTORS, RateTensor, transitions
 from ..codec.table_bank import CLASSES, ESCAPE, ESCAPED_BITS, PRECISION, UNITS, TableBank, checked
-from .fit_bank import fit_bank, refit
+from .fit_bank import bank_of, fit_bank, refit
 from .unbounded import Design, Quantized, quantize_design, typical_size
 
 LANE_BITS = 24  # what a lane costs: its state, less what is in it
-RECORD_BITS = 8 * (24 + 24 + 8)  # record of a tensor, row of the chunk index, and the way to the next multiple of 16
+RECORD_BITS = 8 * (300 + 24 + 8)  # of a tensor in the header, row of the chunk index, way to the next multiple of 16
 
 TOLERANCE = 0.002  # of the rate: what the search aims at
 _ROUNDS = 8
@@ -64,6 +64,12 @@ def coded_bits(tensors: Sequence[RateTensor], bank: TableBank) -> Bits:
         checked(bank, tensor)
         codes += payload_bits(bank, _wide(bank, class_counts(tensor))) + LANE_BITS * lanes_for(tensor.codes.size)
     return Bits(codes, side_bits(tensors, bank), float(RECORD_BITS * len(tensors)), 8.0 * len(bank.to_bytes()))
+
+
+def bank_for(tensors: Sequence[RateTensor]) -> TableBank:
+    """The best bank for tensors as they are. Raises InvalidArgumentError if no bank has all their gains."""
+    counts = sum((class_counts(tensor) for tensor in tensors), np.zeros((CLASSES, 2, 256), np.int64))
+    return bank_of(tensors, counts, side_counts(vectors_of(tensors)))
 
 
 def class_counts(tensor: RateTensor) -> NDArray[np.int64]:

@@ -25,11 +25,13 @@ if TYPE_CHECKING:
         UnsupportedError,
         VerificationError,
     )
+    from .codec.rate_tensor import LevelTensor
     from .codec.tensor import QuantizationArgs, QuantizedTensor
     from .measure import stats
     from .model import Model, load_file, open
     from .packer import PackOptions, PackReport, pack, plan
     from .quantize.select import Selection, parse_bits
+    from .rating import RateOptions
     from .save import save_file
     from .unpacker import unpack
     from .verifier import verify
@@ -38,12 +40,14 @@ __all__ = [
     "CorruptionError",
     "FileAccessError",
     "InvalidArgumentError",
+    "LevelTensor",
     "Model",
     "PackOptions",
     "PackReport",
     "QuantizationArgs",
     "QuantizedTensor",
     "QzcError",
+    "RateOptions",
     "Selection",
     "TruncationError",
     "UnsupportedError",
@@ -65,10 +69,12 @@ _ROOMS = {
     ".benchmark": "bench",
     ".codec.errors": "CorruptionError FileAccessError InvalidArgumentError QzcError TruncationError UnsupportedError "
     "VerificationError",
+    ".codec.rate_tensor": "LevelTensor",
     ".codec.tensor": "QuantizationArgs QuantizedTensor",
     ".model": "Model load_file open",
     ".packer": "PackOptions PackReport pack plan",
     ".quantize.select": "Selection parse_bits",
+    ".rating": "RateOptions",
     ".save": "save_file",
     ".measure": "stats",
     ".unpacker": "unpack",

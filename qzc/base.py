@@ -42,7 +42,7 @@ class BaseTensors:
             return None
         if isinstance(source, SafetensorsFile):
             return source.info(name).nbytes
-        return None if source.info(name).args else source.tensor_nbytes(name)
+        return None if source.info(name).is_quantized else source.tensor_nbytes(name)
 
     def tensor(self, name: str) -> NDArray[np.uint8]:
         """The bytes of a tensor, uint8 [n]."""

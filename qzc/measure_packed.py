@@ -40,6 +40,11 @@ def _stored(reader: Reader, name: str, charged: set[tuple[str, Hashable]], run: 
         nbytes = info.nbytes or -(-parameters * bits_of(info.dtype, 8) // 8)
         sizes = Sizes(parameters, nbytes, info.nbytes)
         return TensorStats(name, info.dtype, info.shape, sizes, "stored as it is", info.tied_to)
+    if info.rate:
+        nbytes = -(-parameters * bits_of(info.dtype) // 8)
+        return TensorStats(
+            name, info.dtype, info.shape, Sizes(parameters, nbytes, info.nbytes, rated=True), "quantized at a rate"
+        )
     planes = _planes_in_file(reader, name, charged)
     if info.args is None:
         lossless = _lossless(reader, name, sum(planes, CodedSize()), run)

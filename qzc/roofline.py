@@ -67,7 +67,8 @@ def measured_bits(path: str | Path, files: tuple[Path, ...]) -> tuple[int, float
             if info.tied_to or not is_float(info.dtype):
                 continue
             parameters += prod(info.shape)
-            decoded += prod(info.shape) * info.args.storage_bits if info.args else 0
+            width = info.args.storage_bits if info.args else 0
+            decoded += prod(info.shape) * ((16 if info.rate.wide else 8) if info.rate else width)
     nbytes = sum(file.stat().st_size for file in files)
     weights = max(1, parameters)
     return parameters, 8 * nbytes / weights, decoded / weights

@@ -13,18 +13,23 @@ from .codec.chunks import CHUNK_CODES
 from .codec.coder import coder_for
 from .codec.errors import InvalidArgumentError
 from .codec.planes import PLAIN, encode_tensor
+from .codec.rate_chunks import encode_rate
+from .codec.rate_tensor import LevelTensor, RateTensor, codes_of
+from .codec.records import BYTES
 from .codec.tensor import QuantizedTensor
 from .formats.atomic import atomic_writer
 from .formats.dtypes import file_bytes, safetensors_dtype
 from .formats.profile import CodedTensor, Profile
+from .formats.rate_entry import rate_side
 from .formats.writer import UncodedTensor, Writer
 from .lossless import encode_lossless, plan_lossless
+from .quantize.rate import bank_for
 from .threads import thread_map
 from .version import VERSION
 
 
 def save_file(
-    tensors: Mapping[str, QuantizedTensor | NDArray[Any]],
+    tensors: Mapping[str, QuantizedTensor | LevelTensor | NDArray[Any]],
     path: str | Path,
     metadata: Mapping[str, str] | None = None,
     *,
@@ -35,8 +40,8 @@ def save_file(
 ) -> int:
     """Write tensors to a `.qzc` file and return its size in bytes.
 
-    QuantizedTensors are entropy-coded with `coder`, each chunk decoded again and compared; ndarrays are stored as they
-    are, or coded bit by bit if that makes them smaller. Names that stand for one and the same object are tied. `load_file(path)` gives the same mapping back.
+    QuantizedTensors are entropy-coded with `coder`, each chunk decoded again and compared, LevelTensors with a table bank
+    of their own (all must be from one file, for they share it); ndarrays are stored as they are, or coded bit by bit if that makes them smaller. Names that stand for one and the same object are tied. `load_file(path)` gives the same mapping back.
     chunk_codes: about how many codes are coded together, 1 to 2^23 (below 512 counts as 512).
     Raises InvalidArgumentError (reserved names, unknown coder, codes beyond their grid), UnsupportedError (a dtype
     safetensors does not have), FileAccessError (also if `path` exists and `overwrite` is false).
@@ -45,6 +50,7 @@ def save_file(
     first: dict[int, str] = {}
     ties: dict[str, str] = {}
     coded: dict[str, QuantizedTensor] = {}
+    rated: dict[str, RateTensor] = {}
     plain: dict[str, NDArray[Any]] = {}
     if not all(isinstance(name, str) for name in tensors):
         raise InvalidArgumentError("the names of tensors must be strings")
@@ -56,11 +62,13 @@ def save_file(
         first[id(tensor)] = name
         if isinstance(tensor, QuantizedTensor):
             coded[name] = tensor
+        elif isinstance(tensor, LevelTensor):
+            rated[name] = codes_of(tensor)
         elif isinstance(tensor, np.ndarray | np.generic):
             plain[name] = np.asarray(tensor)
         else:
             kind = type(tensor).__name__
-            raise InvalidArgumentError(f"tensor {name!r} is a {kind}; give NumPy arrays or QuantizedTensors")
+            raise InvalidArgumentError(f"tensor {name!r} is a {kind}; give NumPy arrays, QuantizedTensors or LevelTensors")
     if metadata is not None and not all(isinstance(x, str) for item in metadata.items() for x in item):
         raise InvalidArgumentError("metadata must map strings to strings")
     dtypes = {name: safetensors_dtype(array.dtype) for name, array in plain.items()}
@@ -69,8 +77,12 @@ def save_file(
     uncoded = {
         name: UncodedTensor(dtypes[name], a.shape, a.nbytes) for name, a in plain.items() if name not in lossless
     }
+    bank = bank_for(list(rated.values())) if rated else None
+    side = rate_side(rated, bank) if bank else None
+    entries = side.entries if side else {}
     profile = Profile(
-        coded={
+        coded={name: CodedTensor(rated[name].dtype, rated[name].shape, None, BYTES, rate=e) for name, e in entries.items()}
+        | {
             name: CodedTensor(t.dtype, tuple(map(int, t.shape)), t.args, PLAIN[t.scale.dtype.itemsize])
             for name, t in coded.items()
         }
@@ -81,13 +93,15 @@ def save_file(
     )
     class_maps = [n for n, t in coded.items() if t.row_class is not None or t.column_class is not None]
     with thread_map(threads) as run, atomic_writer(path, overwrite) as stream:
-        writer = Writer(stream, profile, uncoded, chunk_codes=chunk_codes, class_maps=class_maps)
+        writer = Writer(stream, profile, uncoded, chunk_codes=chunk_codes, class_maps=class_maps, side=side)
         for name in writer.names:
             if name in uncoded:
                 writer.write_uncoded(name, [file_bytes(plain[name])])
             elif name in lossless:
                 raw = file_bytes(plain[name])
                 writer.write_lossless(name, encode_lossless(raw, lossless[name], coder, chunk_codes, run=run)[0])
+            elif bank and name in rated:
+                writer.write_rate(name, encode_rate(rated[name], entries[name].wide, bank, chunk_codes, run=run))
             else:
                 writer.write_quantized(name, encode_tensor(coded[name], coder, chunk_codes, run=run), coded[name])
         return writer.finish().nbytes

@@ -69,7 +69,8 @@ def unpack(
     format "float": quantized tensors are dequantized to `dtype` ("original": that before quantization); all others are
     given back bit for bit. format "packed": for a quantized tensor NAME the file has `NAME.packed` (U8: per row, or flat
     where rows do not end on whole bytes), `NAME.scale`, `NAME.zero_point` (U8, asymmetric grids only) and `NAME.shape`
-    (I64), and its metadata has `qzc.grids` as JSON. output: by default `model.qzc` -> `model.safetensors`. It appears
+    (I64), and its metadata has `qzc.grids` as JSON; for one that was quantized at a rate `NAME.levels` (I8 or I16, rows x
+    columns), `NAME.column_scale`, `NAME.row_scale` (F32) and `NAME.shape`. output: by default `model.qzc` -> `model.safetensors`. It appears
     whole or not at all. base: the checkpoint that a delta was packed against. Raises as `load_file`, and VerificationError if a
     file does not come out as it was, InvalidArgumentError for an unknown dtype or format.
     """
@@ -206,18 +207,36 @@ class _Unpacking:
     def _outputs(self, reader: Reader) -> Iterator[_Output]:
         for name in reader.keys():
             info = reader.info(name)
-            if info.args is None:
+            if not info.is_quantized:
                 nbytes = reader.tensor_nbytes(name)
                 yield _Output(name, name, info.dtype, info.shape, nbytes, partial(reader.raw, name, self._run))
             elif self._format == "packed":
-                yield from self._packed_outputs(reader, name)
+                yield from (self._level_outputs if info.rate else self._packed_outputs)(reader, name)
             else:
                 dtype = info.dtype if self._dtype == "original" else DTYPES[self._dtype]
                 nbytes = tensor_nbytes(dtype, info.shape)
                 yield _Output(name, name, dtype, info.shape, nbytes, partial(self._floats, reader, name, dtype))
 
     def _floats(self, reader: Reader, name: str, dtype: str) -> NDArray[np.uint8]:
-        return file_bytes(reader.quantized(name, run=self._run).dequantize(numpy_dtype(dtype)))
+        tensor = (reader.leveled if reader.info(name).rate else reader.quantized)(name, run=self._run)
+        return file_bytes(tensor.dequantize(numpy_dtype(dtype)))
+
+    def _level_outputs(self, reader: Reader, name: str) -> Iterator[_Output]:
+        info = reader.info(name)
+        assert info.rate is not None
+        rows, columns = matrix_shape(info.shape)
+        dtype = "I16" if info.rate.wide else "I8"
+
+        def levels() -> NDArray[np.uint8]:
+            return file_bytes(reader.leveled(name, run=self._run).levels)
+
+        def scale(what: str) -> NDArray[np.uint8]:
+            return file_bytes(getattr(reader.leveled(name, run=self._run), what))
+
+        yield _Output(f"{name}.levels", name, dtype, (rows, columns), tensor_nbytes(dtype, (rows, columns)), levels)
+        for what, length in (("column_scale", columns), ("row_scale", rows)):
+            yield _Output(f"{name}.{what}", name, "F32", (length,), 4 * length, partial(scale, what))
+        yield _shape_output(name, info.shape)
 
     def _packed_outputs(self, reader: Reader, name: str) -> Iterator[_Output]:
         info = reader.info(name)
@@ -246,7 +265,9 @@ class _Unpacking:
         yield _Output(f"{name}.scale", name, scale_dtype, scale_shape, scale_nbytes, scale)
         if not args.symmetric:
             yield _Output(f"{name}.zero_point", name, "U8", scale_shape, tensor_nbytes("U8", scale_shape), zero_point)
-        shape_array = np.array(info.shape, "<i8")
-        yield _Output(
-            f"{name}.shape", name, "I64", (len(info.shape),), 8 * len(info.shape), lambda: file_bytes(shape_array)
-        )
+        yield _shape_output(name, info.shape)
+
+
+def _shape_output(name: str, shape: tuple[int, ...]) -> _Output:
+    array = np.array(shape, "<i8")
+    return _Output(f"{name}.shape", name, "I64", (len(shape),), 8 * len(shape), lambda: file_bytes(array))

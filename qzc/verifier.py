@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .analysis.distortion import weight_distortion
+from .analysis.distortion import float_distortion, weight_distortion
 from .base import BaseTensors
 from .codec.errors import InvalidArgumentError, VerificationError
 from .codec.run_map import RunMap
@@ -25,6 +25,12 @@ from .threads import thread_map
 
 SNR_SLACK_DB = 0.1
 """A quantized tensor passes if it is as near to the original as rounding to its grid gets, but for this much."""
+
+
+FEEDBACK_SLACK_DB = 12.0
+"""More, where scales and zero points are those of the original: then the codes may be what error feedback makes of them."""
+RATE_FLOOR_DB = -0.5
+"""A tensor that was quantized at a rate passes if its error is not larger than its weights; another's would be -3 dB."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,8 @@ def verify(
     """Check every byte of a `.qzc` file or folder: checksums, structure, and that every chunk decodes.
 
     against: the checkpoint it was packed from. Then names, dtypes and shapes must agree, tensors that were not quantized
-    must be equal bit for bit, and quantized ones as near to the original as their grid allows. Files that were packed
+    must be equal bit for bit, and quantized ones as near to the original as their grid allows (at a rate: nearer than
+    nothing). Files that were packed
     without loss must be the original in all their bytes. base: the checkpoint that a delta was packed against.
 
     Raises CorruptionError naming tensor, chunk and bytes; VerificationError naming the first tensor that differs;
@@ -156,6 +163,10 @@ def _compare_tensor(reader: Reader, original: SourceTensors, name: str, run: Run
         raise VerificationError(
             f"tensor {name!r} is {info.dtype}{list(info.shape)}, in the original {member.dtype}{list(member.shape)}"
         )
+    if info.rate:
+        comparison = _compare_levels(reader, original, name, run)
+        original.release(name)
+        return comparison
     if info.args is None:
         stored = reader.raw(name, run)
         if not np.array_equal(stored, original.raw(name)):
@@ -172,15 +183,32 @@ def _compare_tensor(reader: Reader, original: SourceTensors, name: str, run: Run
     return comparison
 
 
+def _compare_levels(reader: Reader, original: SourceTensors, name: str, run: RunMap) -> Comparison:
+    """At a rate no grid says how near each weight must be: error feedback makes large errors where they do no harm."""
+    weights = original.array(name)
+    snr_db = float_distortion(weights, reader.leveled(name, run=run).dequantize(np.float32)).snr_db
+    if not snr_db >= RATE_FLOOR_DB:
+        raise VerificationError(
+            f"tensor {name!r} is {snr_db:.2f} dB from the original: these are not the same weights at any rate"
+        )
+    return Comparison(name, quantized=True, exact=False, snr_db=snr_db)
+
+
 def _compare_codes(
     name: str, decoded: QuantizedTensor, fresh: QuantizedTensor, array: NDArray[Any], run: RunMap
 ) -> Comparison:
     snr_db = weight_distortion(array, decoded, run=run).snr_db
-    same = np.array_equal(decoded.packed, fresh.packed) and np.array_equal(decoded.scale, fresh.scale)
-    if decoded.zero_point is not None and fresh.zero_point is not None:
-        same = same and np.array_equal(decoded.zero_point, fresh.zero_point)
+    same = np.array_equal(decoded.packed, fresh.packed) and _same_grid(decoded, fresh)
     if not same:
         best = weight_distortion(array, fresh, run=run).snr_db
-        if not snr_db >= best - SNR_SLACK_DB:  # NaN, where a scale is none, is not near
+        slack = FEEDBACK_SLACK_DB if _same_grid(decoded, fresh) else SNR_SLACK_DB
+        if not snr_db >= best - slack:  # NaN, where a scale is none, is not near
             raise VerificationError(f"tensor {name!r} differs from the original (SNR {snr_db:.1f} dB)")
     return Comparison(name, quantized=True, exact=same, snr_db=snr_db)
+
+
+def _same_grid(a: QuantizedTensor, b: QuantizedTensor) -> bool:
+    same = np.array_equal(a.scale, b.scale)
+    if a.zero_point is not None and b.zero_point is not None:
+        same = same and np.array_equal(a.zero_point, b.zero_point)
+    return same
