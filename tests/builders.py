@@ -13,11 +13,15 @@ from numpy.typing import NDArray
 
 from qzc.codec.palette import find_palette, indices
 from qzc.codec.planes import PLAIN, EncodedTensor, encode_bytes, encode_palette, encode_tensor
+from qzc.codec.rate_chunks import encode_rate
+from qzc.codec.rate_tensor import RateTensor
 from qzc.codec.records import BYTES, Records
 from qzc.codec.tensor import QuantizedTensor
 from qzc.formats.dtypes import file_bytes, safetensors_dtype
 from qzc.formats.profile import CodedTensor, Profile, SourceFile
+from qzc.formats.rate_entry import rate_side
 from qzc.formats.writer import UncodedTensor, Writer
+from qzc.quantize.rate import bank_for
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class Source:
         return rest + self.data[at:]
 
 
-Tensors = Mapping[str, QuantizedTensor | Lossless | NDArray[Any]]
+Tensors = Mapping[str, QuantizedTensor | RateTensor | Lossless | NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -87,8 +91,14 @@ def build(tensors: Tensors, plan: Plan) -> bytes:
     """The file."""
     uncoded, coded = {}, {}
     sizes: dict[str, int] = {}
+    rated = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, RateTensor)}
+    bank = bank_for(list(rated.values())) if rated else None
+    side = rate_side(rated, bank) if bank else None
     for name, tensor in tensors.items():
-        if isinstance(tensor, QuantizedTensor):
+        if isinstance(tensor, RateTensor):
+            assert side is not None
+            coded[name] = CodedTensor(tensor.dtype, tensor.shape, None, BYTES, rate=side.entries[name])
+        elif isinstance(tensor, QuantizedTensor):
             records = PLAIN[tensor.scale.dtype.itemsize]
             coded[name] = CodedTensor(tensor.dtype, tensor.shape, tensor.args, records)
         elif isinstance(tensor, Lossless):
@@ -110,10 +120,13 @@ def build(tensors: Tensors, plan: Plan) -> bytes:
         if isinstance(tensor, QuantizedTensor) and not (tensor.row_class is None and tensor.column_class is None)
     ]
     stream = io.BytesIO()
-    writer = Writer(stream, profile, uncoded, chunk_codes=plan.chunk_codes, class_maps=maps)
+    writer = Writer(stream, profile, uncoded, chunk_codes=plan.chunk_codes, class_maps=maps, side=side)
     for name in writer.names:
         tensor, coder = tensors[name], plan.coders.get(name, plan.coder)
-        if isinstance(tensor, QuantizedTensor):
+        if isinstance(tensor, RateTensor):
+            assert bank is not None and side is not None
+            writer.write_rate(name, encode_rate(tensor, side.entries[name].wide, bank, plan.chunk_codes))
+        elif isinstance(tensor, QuantizedTensor):
             writer.write_quantized(name, encode_tensor(tensor, coder, plan.chunk_codes), tensor)
         elif isinstance(tensor, Lossless):
             digest = None if tensor.base is None else xxhash.xxh3_64_intdigest(tensor.base)

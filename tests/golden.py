@@ -14,6 +14,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from qzc.codec.packing import pack_codes
+from qzc.codec.rate_tensor import LevelTensor, RateTensor
 from qzc.codec.records import Records
 from qzc.codec.tensor import QuantizationArgs, QuantizedTensor
 from qzc.formats.dtypes import file_bytes, safetensors_dtype
@@ -79,6 +80,8 @@ def golden(model: Path) -> Iterator[Golden]:
     yield Golden("lossless_records", dict(of_odd_records(embed)))
     yield Golden("palettes", dict(with_few_values()), replace(PLAN, coder="huffman"))
     yield Golden("delta", dict(against_a_base(down[:5])))
+    yield Golden("rate", dict(at_a_rate()))
+    yield Golden("rate_trellis", dict(on_a_trellis()))
     yield restorable(down[:4].astype(ml_dtypes.bfloat16), norm)
 
 
@@ -198,6 +201,53 @@ def restorable(weights: NDArray[Any], norm: NDArray[np.float32]) -> Golden:
     return Golden("restorable", {"a.weight": coded, "norm": norm, "empty": norm[:0]}, plan)
 
 
+def at_a_rate() -> Iterator[tuple[str, RateTensor | NDArray[Any]]]:
+    """Steps and classes of rows and columns, some of them shared; codes that escape; chunks of all three coders."""
+    numbers = random_numbers(4000)
+    logs = (numbers[:40] % 17 - 8).astype(np.int8)
+    rows = (numbers[40:100] % 9 - 4).astype(np.int8)
+    codes = bell(numbers[:2400]).reshape(60, 40)
+    grid: dict[str, Any] = {"column_log": logs, "row_class": rows, "class_offset": 99, "gain": gain_of(99 - logs.astype(int))}
+    yield "a.weight", RateTensor(codes, np.float32(0.0173), (60, 40), "F32", **grid)
+    wide = codes.copy()
+    wide[7, 3], wide[59, 39] = -3000, 129
+    yield "b.weight", RateTensor(wide, np.float32(1.5), (60, 8, 5), "BF16", **{**grid, "row_log": rows[::-1].copy()})
+    plain: dict[str, Any] = {"class_offset": 102, "gain": gain_of(np.full(40, 102))}
+    yield "c.weight", RateTensor(codes[:3], np.float32(2e-5), (3, 40), "F16", **plain)
+    yield "empty", RateTensor(codes[:0], np.float32(1), (0, 40), "F32", **plain)
+    noise = (numbers[:600] % 256 - 128).astype(np.int16).reshape(15, 40)
+    yield "raw", RateTensor(noise, np.float32(1), (15, 40), "F32", **plain)
+    yield "scalar", RateTensor(codes[:1, :1], np.float32(0.5), (), "F64", class_offset=130, gain=gain_of(np.array([130])))
+    yield "zeros", RateTensor(np.zeros((30, 40), np.int16), np.float32(1), (30, 40), "F32", **plain)
+    yield "norm", np.arange(4, dtype=np.float32)
+
+
+def on_a_trellis() -> Iterator[tuple[str, RateTensor]]:
+    """With few and many states, one and several restarts, and a tensor without."""
+    numbers = random_numbers(3000)
+    codes = bell(numbers[:1400]).reshape(35, 40)
+    columns = (numbers[:40] % 5 - 2).astype(np.int8)
+    for states, restart in ((0, 1), (4, 35), (8, 12), (32, 15), (256, 100)):
+        wide = codes.copy()
+        wide[30, 7] += 100 * (states == 32)
+        gain = gain_of(100 + columns.astype(int))
+        grid: dict[str, Any] = {"column_class": columns, "class_offset": 100, "gain": gain}
+        yield f"w{states}", RateTensor(
+            wide, np.float32(0.01), (35, 40), "F32", states=states, restart=restart, **grid
+        )  # fmt: skip
+
+
+def bell(numbers: NDArray[np.int64]) -> NDArray[np.int16]:
+    """Codes like those of weights: most are small."""
+    dice = sum(numbers >> shift & 15 for shift in (0, 4, 8, 12))
+    return ((dice - 30) // 5).astype(np.int16)
+
+
+def gain_of(classes: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Gains as a bank has them: the same for columns of one class."""
+    return (120 + classes % 7).astype(np.uint8)
+
+
 def safetensors_file(tensors: Mapping[str, NDArray[Any]], metadata: dict[str, str]) -> tuple[bytes, dict[str, int]]:
     """A file, and where its tensors begin. Not by the library, whose next version may lay them out in another way."""
     header: dict[str, Any] = {"__metadata__": metadata}
@@ -223,14 +273,24 @@ def encode(case: Golden) -> bytes:
     return build(case.tensors, case.plan)
 
 
-def described(tensor: QuantizedTensor | Lossless | NDArray[Any]) -> dict[str, Any]:
+def described(tensor: QuantizedTensor | RateTensor | LevelTensor | Lossless | NDArray[Any]) -> dict[str, Any]:
     """What a decoder must make of a tensor: dtype, shape, and the XXH3-128 of its numbers, little-endian, row-major.
 
-    Codes are one per byte; scale, zero point and the dequantized weights float32.
+    Codes are one per byte, levels int16; scale, zero point and the dequantized weights float32.
     """
     if isinstance(tensor, Lossless):
         data = np.frombuffer(tensor.data, np.uint8)
         return {"dtype": tensor.dtype, "shape": [*tensor.shape], "data": digest(data)}
+    if isinstance(tensor, RateTensor):
+        return described(tensor.decoded())
+    if isinstance(tensor, LevelTensor):
+        levels = tensor.levels.reshape(tensor.shape).astype("<i2")
+        return {
+            "dtype": tensor.dtype,
+            "shape": [*tensor.shape],
+            "levels": digest(levels),
+            "dequantized": digest(tensor.dequantize()),
+        }
     if not isinstance(tensor, QuantizedTensor):
         return {"dtype": safetensors_dtype(tensor.dtype), "shape": [*tensor.shape], "data": digest(file_bytes(tensor))}
     zero_point = np.full(tensor.scale.shape, tensor.args.symmetric_zero_point, np.float32)
@@ -251,6 +311,9 @@ def described_by_reference(tensor: Decoded) -> dict[str, Any]:
     described = {"dtype": tensor.dtype, "shape": [*tensor.shape]}
     if tensor.raw is not None:
         return {**described, "data": xxhash.xxh3_128_hexdigest(tensor.raw)}
+    if tensor.levels is not None and tensor.dequantized is not None:
+        levels = tensor.levels.astype("<i2")
+        return {**described, "levels": digest(levels), "dequantized": digest(tensor.dequantized)}
     numbers = {what: getattr(tensor, what) for what in ("codes", "scale", "zero_point", "dequantized")}
     return {**described, **{what: digest(array) for what, array in numbers.items()}}
 

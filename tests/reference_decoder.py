@@ -22,6 +22,7 @@ from tests.reference_coders import decode_payload, read_table
 from tests.reference_header import (
     BANK_WIDTHS,
     CHUNKS,
+    CLASSES,
     OFFSETS,
     REST,
     Entry,
@@ -29,6 +30,7 @@ from tests.reference_header import (
     Member,
     Profile,
     Quantized,
+    Rated,
     Records,
     a_digest,
     an_int,
@@ -41,11 +43,12 @@ from tests.reference_header import (
     read_metadata,
     xxh3,
 )
+from tests.reference_rate import decode_rows, grid_of, levels_of, read_class_bank, read_vectors, weights_of
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A tensor of the file: the four arrays for a quantized one, `raw` for all others."""
+    """A tensor of the file: the four arrays for a quantized one, levels and weights for one at a rate, else `raw`."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -54,6 +57,7 @@ class Decoded:
     zero_point: NDArray[np.float32] | None = None  # of the scale shape
     scale: NDArray[np.float32] | None = None  # of the scale shape
     dequantized: NDArray[np.float32] | None = None  # of `shape`
+    levels: NDArray[np.int64] | None = None  # of `shape`
 
 
 class BaseMissing(Exception):
@@ -90,7 +94,10 @@ def decode_with_source(data: bytes, base: Mapping[str, bytes] | None) -> tuple[d
     planes = {name: planes_of(name, entry, profile, members) for name, entry in profile.entries.items()}  # 3
     chunks = read_chunks(members, start, profile.entries, planes, banks)  # section 4
     source = read_source(profile, members)  # section 8
+    tensors |= decode_rated(profile, members, chunks)
     for name, entry in profile.entries.items():
+        if isinstance(entry, Rated):
+            continue
         codes = [
             decode_plane(plane, chunks[name][number], banks, f"{name!r} plane {number}")
             for number, plane in enumerate(planes[name])
@@ -237,6 +244,33 @@ def lossless_bytes(
     return join(codes, records)
 
 
+def decode_rated(
+    profile: Profile, members: dict[str, Member], chunks: dict[str, list[list[list[Chunk]]]]
+) -> dict[str, Decoded]:
+    entries = {name: entry for name, entry in profile.entries.items() if isinstance(entry, Rated)}
+    if not entries:
+        return {}
+    bank = read_class_bank(members[CLASSES])  # section 6
+    vectors = read_vectors(entries, members, bank)
+    found = {}
+    for name, entry in entries.items():
+        grid, (_, columns) = grid_of(entry, vectors, bank), matrix(entry.shape)
+        codes: list[int] = []
+        for number, chunk in enumerate(chunk for runs in chunks[name] for run in runs for chunk in run):
+            where, row = f"{name!r} chunk {number}", chunk.row
+            rows = range(len(codes) // columns, (len(codes) + row.codes) // columns)
+            if row.coder == 7:
+                codes += decode_rows(chunk.data, row.streams, grid, rows, f"section 5, {where}")
+                continue
+            width = 2 if entry.wide else 1
+            data = decode_payload(chunk.data, row.coder, [], 0, row.codes * width, f"section 5, {where}")
+            codes += np.frombuffer(data, f"<i{width}").tolist()
+        levels = levels_of(codes, columns, entry, f"section 3, {name!r}")
+        weights = weights_of(levels, grid).reshape(entry.shape)
+        found[name] = Decoded(entry.dtype, entry.shape, levels=levels.reshape(entry.shape), dequantized=weights)
+    return found
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # 4. Chunks
 
@@ -248,7 +282,7 @@ class Plane:
 
     @property
     def width(self) -> int:
-        return next(width for width in (1, 2, 4, 8) if width >= self.bits)
+        return next(width for width in (1, 2, 4, 8, 16) if width >= self.bits)
 
 
 @dataclass(frozen=True)
@@ -280,6 +314,8 @@ def planes_of(name: str, entry: Entry, profile: Profile, members: dict[str, Memb
         if not grid.symmetric:
             planes.append(one_run(grid.num_bits, scales))
         return planes + [one_run(bits, count * scales) for bits, count in profile.records[entry.scale].fields]
+    if isinstance(entry, Rated):
+        return [one_run(16 if entry.wide else 8, math.prod(entry.shape))]
     records = profile.records[entry.records]
     count = entry.nbytes // records.nbytes
     if entry.palette is not None:
@@ -304,11 +340,12 @@ def read_chunks(
     found = {}
     for name, entry in entries.items():
         has_base = isinstance(entry, Lossless) and entry.base is not None
+        unit = entry.restart * matrix(entry.shape)[1] if isinstance(entry, Rated) else 0
         rows = []
         for number, plane in enumerate(planes[name]):
             here = f"section 4, {name!r} plane {number} run"
             rows.append(
-                [cut_run(n, plane.width, left, banks, has_base, f"{here} {r}") for r, n in enumerate(plane.runs)]
+                [cut_run(n, plane.width, left, banks, has_base, unit, f"{here} {r}") for r, n in enumerate(plane.runs)]
             )
         payload = members[f"{name}.qzc.payload"]
         flat = [row for runs in rows for run in runs for row in run]
@@ -319,9 +356,15 @@ def read_chunks(
 
 
 def cut_run(
-    size: int, width: int, left: Iterator[Row], banks: dict[int, list[list[int]]], has_base: bool, where: str
+    size: int,
+    width: int,
+    left: Iterator[Row],
+    banks: dict[int, list[list[int]]],
+    has_base: bool,
+    unit: int,
+    where: str,
 ) -> list[Row]:
-    """The rows of one run of `size` codes: as many as it takes."""
+    """The rows of one run of `size` codes: as many as it takes. unit: at whose multiples chunks must begin, or 0."""
     rows: list[Row] = []
     done = 0
     while done < size:
@@ -330,9 +373,11 @@ def cut_run(
             raise ValueError(f"{where}: the index has too few rows")
         here = f"{where} chunk {len(rows)}"
         must(1 <= row.codes <= 2**24, f"{here} codes", f"{row.codes} is not in 1 .. 2^24")
-        must(row.coder in (0, 1, 2, 3, 4, 5, 6, 8), f"{here} coder", f"unknown {row.coder}")
-        must((row.streams >= 1) == (row.coder in (2, 3, 5, 6)), f"{here} streams", str(row.streams))
-        bank = banks[2 if row.coder == 5 else row.coder] if row.coder >= 2 else [[]]
+        must(row.coder <= 8, f"{here} coder", f"unknown {row.coder}")
+        must(row.coder in (0, 1, 7) if unit else row.coder != 7, f"{here} coder", f"{row.coder} in this tensor")
+        must(not unit or done % unit == 0, f"{here} codes", "begins where no chunk may")
+        must((row.streams >= 1) == (row.coder in (2, 3, 5, 6, 7)), f"{here} streams", str(row.streams))
+        bank = banks[2 if row.coder == 5 else row.coder] if row.coder in (2, 3, 4, 5, 6, 8) else [[]]
         must(row.table < len(bank), f"{here} table", f"row {row.table} of {len(bank)}")
         must(row.delta <= (2 if has_base else 0), f"{here} delta", str(row.delta))
         must(row.reserved == 0, f"{here} reserved", "must be 0")

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import xxhash
 
 
@@ -37,6 +38,8 @@ BANK_WIDTHS = {
     "qzc.tables.escape16": 32,
     "qzc.tables.short16": 24,
 }
+CLASSES, VECTORS = "qzc.tables.classes", "qzc.vectors"
+VECTOR_KINDS = ("column_log", "row_log", "column_class", "row_class")
 CHUNKS, CHECKSUMS, REST, OFFSETS = "qzc.chunks", "qzc.checksums", "qzc.source.rest", "qzc.source.offsets"
 
 
@@ -195,7 +198,19 @@ class Lossless:
     base: int | None
 
 
-Entry = Quantized | Lossless
+@dataclass(frozen=True)
+class Rated:
+    dtype: str
+    shape: tuple[int, ...]
+    step: np.float32
+    offset: int
+    states: int
+    restart: int
+    wide: bool
+    vectors: dict[str, int | None]  # by kind, in the order of VECTOR_KINDS
+
+
+Entry = Quantized | Lossless | Rated
 
 
 @dataclass(frozen=True)
@@ -244,7 +259,11 @@ def read_entry(value: object, grids: Sequence[Grid], records: Sequence[Records],
     dtype, shape = a_dtype(entry["dtype"], where), a_shape(entry["shape"], where)
     must(len(shape) <= 64, f"{where} shape", "more than 64 dimensions")
     must(math.prod(size or 1 for size in shape) < 2**48, f"{where} shape", "too large")
-    must(("grid" in entry) != ("records" in entry), where, "has not one of grid and records")
+    must(len({"grid", "records", "rate"} & set(entry)) == 1, where, "has not one of grid, records and rate")
+    if "rate" in entry:
+        must(not {"scale", "nbytes", "palette", "base"} & set(entry), where, "has a key of other tensors")
+        must(dtype in ("F64", "F32", "F16", "BF16"), where, f"quantized, but of dtype {dtype!r}")
+        return read_rate(dtype, shape, an_object(entry["rate"], f"{where} rate"), f"{where} rate")
     if "grid" in entry:
         must("scale" in entry, where, "lacks a key")
         must(not {"nbytes", "palette", "base"} & set(entry), where, "has a key of lossless tensors")
@@ -270,6 +289,25 @@ def read_entry(value: object, grids: Sequence[Grid], records: Sequence[Records],
     return Lossless(dtype, shape, nbytes, number, palette, base)
 
 
+def read_rate(dtype: str, shape: tuple[int, ...], rate: dict[str, object], where: str) -> Rated:
+    text = a_text(rate.get("step"), f"{where} step")
+    must(re.fullmatch(r"[0-9a-f]{8}", text, re.ASCII) is not None, f"{where} step", "not 8 hex digits")
+    step = np.uint32(int(text, 16)).view(np.float32)
+    must(0 < step < math.inf, f"{where} step", "not positive and finite")
+    must(("states" in rate) == ("restart" in rate), where, "states without restart, or the other way round")
+    states, restart = 0, 1
+    if "states" in rate:
+        states = an_int(rate["states"], f"{where} states", 4, 256)
+        must(states.bit_count() == 1, f"{where} states", "no power of 2")
+        restart = an_int(rate["restart"], f"{where} restart", 1, 2**31 - 1)
+    must(rate.get("wide", True) is True, f"{where} wide", "not true")
+    offset = an_int(rate.get("offset"), f"{where} offset", 0, 255)
+    vectors = {
+        kind: an_int(rate[kind], f"{where} {kind}", 0, 2**31 - 1) if kind in rate else None for kind in VECTOR_KINDS
+    }
+    return Rated(dtype, shape, step, offset, states, restart, "wide" in rate, vectors)
+
+
 def check_names(members: dict[str, Member], profile: Profile) -> None:
     stored = {name for name in members if not is_reserved(name)}
     for name in profile.entries:
@@ -281,8 +319,12 @@ def check_names(members: dict[str, Member], profile: Profile) -> None:
     for name, target in profile.ties.items():
         must(target in stored, "section 2, qzc.ties", f"{name!r} is tied to {target!r}, which is not stored")
         must(name not in stored, "section 2, qzc.ties", f"{name!r} is stored and tied")
+    rated = any(isinstance(entry, Rated) for entry in profile.entries.values())
+    must((CLASSES in members) == rated, f"section 1, {CLASSES}", "is there without use, or missing")
+    must(rated or VECTORS not in members, f"section 1, {VECTORS}", "is there without use, or missing")
+    files = (*BANK_WIDTHS, CLASSES, VECTORS, CHUNKS, CHECKSUMS, REST, OFFSETS)
     for name in members:
-        if is_reserved(name) and name not in BANK_WIDTHS and name not in (CHUNKS, CHECKSUMS, REST, OFFSETS):
+        if is_reserved(name) and name not in files:
             owner, _, kind = name.rpartition(".qzc.")
             must(
                 owner in profile.entries and kind in CODED_MEMBERS,

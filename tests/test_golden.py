@@ -9,7 +9,9 @@ import pytest
 import safetensors
 
 import qzc
+from qzc.codec.class_coder import CLASS_CODER
 from qzc.codec.coder import CODERS
+from qzc.codec.rate_tensor import VECTORS, LevelTensor, codes_of
 from qzc.codec.tensor import QuantizedTensor
 from qzc.formats.reader import Reader
 from qzc.model import Model
@@ -52,7 +54,7 @@ def test_the_package_decodes_it(name: str) -> None:
         assert model.metadata == (expected["metadata"] or {})
         for tensor_name, wanted in expected["tensors"].items():
             tensor, info = model[tensor_name], model.info(tensor_name)
-            if isinstance(tensor, QuantizedTensor):
+            if isinstance(tensor, QuantizedTensor | LevelTensor):
                 assert described(tensor) == wanted, tensor_name
             else:
                 data = digest(tensor.reshape(-1).view(np.uint8))
@@ -96,7 +98,9 @@ def test_coding_it_again_gives_the_same_bytes(name: str) -> None:
             info, coded = reader.info(key), reader.profile.coded.get(key)
             if info.tied_to:
                 continue
-            if coded is None or coded.args:
+            if coded and coded.rate:
+                tensors[key] = codes_of(reader.leveled(key))
+            elif coded is None or coded.args:
                 tensors[key] = reader.array(key) if coded is None else reader.quantized(key)
             else:
                 against = base[key] if coded.base is not None else None
@@ -139,6 +143,10 @@ def test_the_files_are_small_and_cover_the_format() -> None:
                 coders |= set(rows["coder"].tolist())
                 deltas |= set(rows["delta"].tolist())
                 streams |= {(int(row["coder"]), bool(row["streams"] > 1)) for row in rows}
+                if coded.rate:
+                    features |= {what for what, n in zip(VECTORS, coded.rate.vectors, strict=True) if n is not None}
+                    features |= {f"{coded.rate.states} states"} | ({"wide"} if coded.rate.wide else set())
+                    continue
                 features |= {"rotate"} if coded.records.rotate else set()
                 if coded.args is None:
                     features |= {coded.dtype} | ({"palette"} if coded.palette else set())
@@ -148,7 +156,8 @@ def test_the_files_are_small_and_cover_the_format() -> None:
                 found, args = reader.quantized(key), coded.args
                 grids |= {(args.num_bits,), (args.strategy,), (args.symmetric,), (args.scale_dtype,)}
                 features |= {what for what in ("row_class", "column_class") if getattr(found, what) is not None}
-    assert coders == set(CODERS)
+    assert coders == {*CODERS, CLASS_CODER}
+    assert features >= {*VECTORS, "wide", "0 states", "4 states", "8 states", "32 states", "256 states"}
     assert deltas == {0, 1, 2}
     assert streams >= {(2, False), (2, True), (3, True), (5, False), (6, False), (6, True)}
     assert features >= {
