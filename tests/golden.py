@@ -205,18 +205,18 @@ def at_a_rate() -> Iterator[tuple[str, RateTensor | NDArray[Any]]]:
     """Steps and classes of rows and columns, some of them shared; codes that escape; chunks of all three coders."""
     numbers = random_numbers(4000)
     logs = (numbers[:40] % 17 - 8).astype(np.int8)
-    rows = (numbers[40:100] % 9 - 4).astype(np.int8)
-    codes = bell(numbers[:2400]).reshape(60, 40)
+    rows = (numbers[40:70] % 9 - 4).astype(np.int8)
+    codes = bell(numbers[:1200]).reshape(30, 40)
     grid: dict[str, Any] = {"column_log": logs, "row_class": rows, "class_offset": 99, "gain": gain_of(99 - logs.astype(int))}
-    yield "a.weight", RateTensor(codes, np.float32(0.0173), (60, 40), "F32", **grid)
+    yield "a.weight", RateTensor(codes, np.float32(0.0173), (30, 40), "F32", **grid)
     wide = codes.copy()
-    wide[7, 3], wide[59, 39] = -3000, 129
-    yield "b.weight", RateTensor(wide, np.float32(1.5), (60, 8, 5), "BF16", **{**grid, "row_log": rows[::-1].copy()})
+    wide[7, 3], wide[29, 39] = -3000, 129
+    yield "b.weight", RateTensor(wide, np.float32(1.5), (30, 8, 5), "BF16", **{**grid, "row_log": rows[::-1].copy()})
     plain: dict[str, Any] = {"class_offset": 102, "gain": gain_of(np.full(40, 102))}
     yield "c.weight", RateTensor(codes[:3], np.float32(2e-5), (3, 40), "F16", **plain)
     yield "empty", RateTensor(codes[:0], np.float32(1), (0, 40), "F32", **plain)
-    noise = (numbers[:600] % 256 - 128).astype(np.int16).reshape(15, 40)
-    yield "raw", RateTensor(noise, np.float32(1), (15, 40), "F32", **plain)
+    noise = (numbers[:200] % 256 - 128).astype(np.int16).reshape(5, 40)
+    yield "raw", RateTensor(noise, np.float32(1), (5, 40), "F32", **plain)
     yield "scalar", RateTensor(codes[:1, :1], np.float32(0.5), (), "F64", class_offset=130, gain=gain_of(np.array([130])))
     yield "zeros", RateTensor(np.zeros((30, 40), np.int16), np.float32(1), (30, 40), "F32", **plain)
     yield "norm", np.arange(4, dtype=np.float32)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from qzc.codec.packing import pack_codes
+from qzc.codec.rate_tensor import RateTensor
 from qzc.codec.records import Records
 from qzc.codec.tensor import QuantizationArgs, QuantizedTensor
 from tests import edits
@@ -71,6 +72,7 @@ def malformed_qzc() -> Iterator[MalformedQzc]:
     yield from bad_chunks()
     yield from bad_lossless()
     yield from bad_source()
+    yield from bad_rates()
 
 
 def damaged() -> Iterator[MalformedQzc]:
@@ -99,6 +101,33 @@ def damaged() -> Iterator[MalformedQzc]:
     yield MalformedQzc("flipped_gap", flipped(good, gap), "belong to no chunk and are not 0")
     at = good.index(b"qzc golden")
     yield MalformedQzc("flipped_header", flipped(good, at), "checksum mismatch in the header (file bytes 0 to")
+
+
+def sound_rate() -> bytes:
+    """`r` on a trellis of 4 states that begins anew in row 4, with a vector; its first chunk is coded, its second constant."""
+    codes = np.zeros((8, 64), np.int16)
+    codes[:4, ::5] = 1
+    log = (np.arange(64) % 3).astype(np.int8)
+    tensor = RateTensor(
+        codes, np.float32(0.5), (8, 64), "F32", log, gain=np.full(64, 128, np.uint8), class_offset=90, states=4, restart=4
+    )
+    return build({"r": tensor}, Plan("qzc golden", chunk_codes=256))
+
+
+def bad_rates() -> Iterator[MalformedQzc]:
+    good = sound_rate()
+
+    def rate(**fields: Any) -> bytes:
+        return edit_json(good, "qzc.coded", lambda coded: coded["r"]["rate"].update(fields))
+
+    yield MalformedQzc("rate_step_infinite", rate(step="7f800000"), "'r': the step is inf, not positive and finite")
+    yield MalformedQzc("rate_no_such_trellis", rate(states=6), "'r': no trellis has 6 states")
+    yield MalformedQzc("rate_vector_out_of_order", rate(row_log=2), "tensor 'r' uses vector 2 in a way that cannot be")
+    yield MalformedQzc("rate_level_too_wide", edits.payload("r", 1, 0, 127)(good), "a level does not fit 8 bits")
+    yield MalformedQzc(
+        "rate_chunk_inside_a_trellis", edit_rows(good, "r", codes=[128, 384]), "begins where no chunk of its tensor may"
+    )
+    yield MalformedQzc("rate_bank_too_long", edits.lengthen("qzc.tables.classes", 1)(good), "bytes are left over")
 
 
 def bad_metadata() -> Iterator[MalformedQzc]:
@@ -138,7 +167,7 @@ def bad_metadata() -> Iterator[MalformedQzc]:
     yield MalformedQzc("scale_out_of_range", entry(scale=1), "'z': scale is 1, not below 1")
     yield MalformedQzc("scale_missing", edits.without("z", "scale")(good), "'z': scale is None, not below 1")
     yield MalformedQzc("scale_of_other_records", grid(scale_dtype="float32"), "which its records do not fit")
-    yield MalformedQzc("grid_and_records", entry(records=0), "'z' needs dtype, shape and either grid or records")
+    yield MalformedQzc("grid_and_records", entry(records=0), "'z' needs dtype, shape and one of grid, records and")
     yield MalformedQzc("quantized_with_a_palette", entry(palette=2), "coded tensor 'z'")
     yield MalformedQzc("records_missing", text("qzc.records", None), "scale is 0, not below 0")
     yield MalformedQzc("grid_nine_bits", grid(num_bits=9), "num_bits is 9")

@@ -310,7 +310,7 @@ def test_the_command(model_file: Path, stats: Path, tmp_path: Path) -> None:
     with qzc.open(output) as model:
         np.testing.assert_array_equal(np.load(tmp_path / "codes.npy"), model.levels(DOWN).levels[3:5])
     stats_of = json.loads(inside("stats", output, "--json").stdout)
-    assert stats_of["parts"]["rated"] > 0
+    assert stats_of["totals"]["precisions"][0]["parts"]["rated"] > 0
 
 
 @pytest.mark.parametrize(
