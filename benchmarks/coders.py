@@ -5,17 +5,15 @@
 Quantizes a sample of the model on every grid, has every coder code it and decode it again, compares, and then lets all
 coders on all grids with all numbers of threads take turns. Prints Markdown; with --out it also writes coders.json, coders.md
 and, if matplotlib is installed, coders.svg and coders.png. `pip install 'qzc[bench]'` brings the rivals.
-The promised figures follow in a second table, of which `figures.py` says more; docs/PERFORMANCE.md says what exactly is measured.
+`figures.py` prints what beyond that is promised; docs/PERFORMANCE.md says what exactly is measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,29 +38,13 @@ def main() -> None:
         take_sample(options.model, selection, sample_codes=options.codes) for selection in selections(options.bits)
     ]
     benches = compare(samples, options.threads, options.seconds)
-    lines = []
-    tables = (
-        markdown(options.model.name, benches, len(options.threads)),
-        [""],
-        figures(options.model, options.seconds / 5),
-    )
-    for line in chain(*tables):
-        print(line, flush=True)
-        lines.append(line)
+    text = "\n".join(markdown(options.model.name, benches, len(options.threads)))
+    print(text)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "coders.md").write_text("\n".join([*lines, ""]))
+        (options.out / "coders.md").write_text(text + "\n")
         (options.out / "coders.json").write_text(json.dumps(document(benches), indent=2, allow_nan=False) + "\n")
         plot([bench for bench in benches if bench.threads == options.threads[0]], options.out)
-
-
-def figures(model: Path, seconds: float) -> Iterator[str]:
-    """What `figures.py` prints, by a process of its own."""
-    command = [sys.executable, str(Path(__file__).with_name("figures.py")), str(model), "--seconds", str(seconds)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        yield from map(str.rstrip, process.stdout)
-    assert process.returncode == 0
 
 
 def selections(all_bits: Sequence[int]) -> Iterator[Selection]:

@@ -2,7 +2,7 @@
 
     python benchmarks/figures.py MODEL.safetensors [--seconds 60]
 
-`benchmarks/coders.py` prints it behind its own table. Speeds are those of one interleaved run (portable kernels: of another),
+Speeds are those of one interleaved run (portable kernels: of another),
 medians and best; cycles and "x zstd", beside `zstd -1` on the same packed codes, are of the best.
 A long run is one tensor of about 4M codes, as `pack` codes it; other rows take chunks of 256K codes from all over the model.
 """

@@ -26,16 +26,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from qzc.codec.class_coder import encode_rows, encode_side
+from qzc.codec.rate_tensor import reconstruct
 from qzc.codec.tensor import QuantizationArgs, Strategy
 from qzc.quantize.allocate import equal_slope, measured_sensitivity
-from qzc.codec.class_coder import encode_rows, encode_side
 from qzc.quantize.diag import diag
 from qzc.quantize.gptq import gptq
 from qzc.quantize.gptq_ec import gptq_ec
 from qzc.quantize.hessian import factorize
 from qzc.quantize.rate import Rated, solve, vectors_of
 from qzc.quantize.rtn_ec import rtn_ec
-from qzc.codec.rate_tensor import reconstruct
 from qzc.quantize.unbounded import Design
 from qzc.quantize.watersic import watersic
 

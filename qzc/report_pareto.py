@@ -23,6 +23,7 @@ METRICS = {
     "cosine_error": "1 - cosine to the original model's output",
 }
 """In the order in which a table without a `metric` is searched. In all of them lower is better."""
+AXES = {"kl": "KL divergence in nats", "perplexity": "perplexity", "cosine_error": "1 - cosine"}
 MAX_POINTS = 2000
 _NAME = 120  # characters of a method that are shown
 
@@ -92,7 +93,7 @@ def pareto_chart(pareto: Pareto) -> Lines:
         f"{len(lines)} methods; the best points go from {_words(best[0])} to {_words(best[-1])}.",
         Table(("method", "bits per weight", pareto.metric, "bytes", "best"), tuple(rows)),
         x="bits per weight",
-        y=what + (", logarithmic" if log else ""),
+        y=AXES[pareto.metric] + (", logarithmic" if log else ""),
         lines=tuple(lines),
         log=log,
     )

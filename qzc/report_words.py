@@ -43,10 +43,11 @@ def findings(deep: DeepStats, main: Precision | None) -> list[str]:
     totals, found = deep.totals, []
     floats = totals.floats
     if floats is not None and totals.zstd_ratio is not None:
-        gzip = f"gzip -6 makes the file {_gain(totals.gzip_ratio)} and " if totals.gzip_ratio is not None else ""
+        tools = [("gzip -6", totals.gzip_ratio), ("zstd -3", totals.zstd_ratio)]
+        gains = [f"{tool} makes the file {_gain(ratio)}" for tool, ratio in tools if ratio is not None]
         exponent = next(field for field in floats.fields if field.name == "exponent")
         found.append(
-            f"{_randomness(totals.zstd_ratio)} {gzip}zstd -3 makes it {_gain(totals.zstd_ratio)}. "
+            f"{_randomness(totals.zstd_ratio)} {', '.join(gains)}. "
             f"{floats.noise_planes} of the {len(floats.planes)} bit planes of {floats.dtype} are as good as coin tosses; "
             f"the {exponent.bits} bits of the exponent hold {exponent.entropy:.2f} bits of information."
         )

@@ -4,6 +4,7 @@ import json
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -76,8 +77,7 @@ def test_sizes_are_those_of_packed_files(name: str, model_file: Path, tmp_path: 
     found = deep_stats(model_file, (2, 4, 5, 8), GRIDS[name], parts=(), gzip=False)
     for bits, precision, file in zip(found.bits, found.totals.precisions, found.precisions, strict=True):
         path = tmp_path / f"{bits}.qzc"
-        grids = GRIDS[name].__dict__ | {"rules": parse_bits(str(bits))}
-        pack(model_file, path, PackOptions(Selection(**grids), verify=False))
+        pack(model_file, path, PackOptions(replace(GRIDS[name], rules=parse_bits(str(bits))), verify=False))
         assert precision.total_nbytes == path.stat().st_size == sum(file.totals.parts.values())
         held = {tensor.name: tensor.sizes for tensor in stats(path).tensors}
         for tensor in found.tensors:
