@@ -6,12 +6,16 @@ import io
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .options import base_option, examples, force_option, model_argument, threads_option
 from .stdout import check_stdout
+
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 @click.command(
@@ -35,7 +39,11 @@ from .stdout import check_stdout
     show_default=True,
     help="Of the floats. bfloat16 tensors are written as float32: .npy does not know it.",
 )
-@click.option("--codes", is_flag=True, help="The integers instead of floats: codes, one per byte; of a tensor packed at a rate its levels.")
+@click.option(
+    "--codes",
+    is_flag=True,
+    help="The integers instead of floats: codes, one per byte; of a tensor packed at a rate its levels.",
+)
 @base_option
 @threads_option
 @force_option
@@ -51,6 +59,7 @@ def command(model: Path, tensor: str, rows: str | None, output: str, **options: 
     with Model(model, options["threads"], options["base"]) as opened:
         if options["codes"]:
             rated = opened.info(tensor).rate is not None
+            array: NDArray[Any]
             array = opened.levels(tensor, selected).levels if rated else opened.packed(tensor, selected).codes
         else:
             dtype = None if options["dtype"] == "original" else np.dtype(options["dtype"])

@@ -23,9 +23,7 @@ def grid_text(args: QuantizationArgs | None, tied_to: str | None = None) -> str:
     return f"{args.num_bits}-bit {args.strategy}{size}{symmetry} {args.scale_method}"
 
 
-def coding_text(
-    args: QuantizationArgs | None, tied_to: str | None, coding: str, rate: RateEntry | None = None
-) -> str:
+def coding_text(args: QuantizationArgs | None, tied_to: str | None, coding: str, rate: RateEntry | None = None) -> str:
     """The grid of a quantized tensor; `lossless` or `delta` for one that is coded bit by bit, `keep` for one that is not."""
     if rate is not None and tied_to is None:
         return f"rate, trellis {rate.states}" if rate.states else "rate"

@@ -88,16 +88,16 @@ rate_options = _all(
         help="How to quantize: on a grid rtn or gptq, at a rate one of the others.  [default: rtn; at a rate watersic with "
         "--stats, rtn-ec without]",
     ),
-    click.option(
-        "--stats", type=PATH, metavar="FILE", help="Statistics of this model's inputs, from `qzc calibrate`."
-    ),
+    click.option("--stats", type=PATH, metavar="FILE", help="Statistics of this model's inputs, from `qzc calibrate`."),
     click.option(
         "--trellis",
         type=click.Choice(["4", "8", "16", "32", "64", "128", "256"]),
         metavar="STATES",
         help="At a rate: dependent quantization with so many states (4, 8, 32 .. 256); slower to pack, better at every rate.",
     ),
-    click.option("--best", is_flag=True, help="At a rate: the strongest method there is statistics for, with a trellis."),
+    click.option(
+        "--best", is_flag=True, help="At a rate: the strongest method there is statistics for, with a trellis."
+    ),
     click.option(
         "--uniform-rate", is_flag=True, help="At a rate: the same for each tensor, not more for those that matter more."
     ),

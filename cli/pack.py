@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ..rating import RateOptions
 
 SHOWN_SKIPPED = 4
+COARSE_BITS = 6  # grids of more bits per tensor lose little
 
 
 @click.command(
@@ -158,7 +159,9 @@ def _rate_from(options: dict[str, Any], context: click.Context) -> RateOptions |
     if options["lossless"]:
         raise click.UsageError("--lossless quantizes nothing: there is no rate to choose")
     if options["method"] in ("rtn", "gptq"):
-        raise click.UsageError(f"--method {options['method']} is for grids: leave out the rate, or choose another method")
+        raise click.UsageError(
+            f"--method {options['method']} is for grids: leave out the rate, or choose another method"
+        )
     for key in ("bits", *GRID_KEYS, "coder"):
         if context.get_parameter_source(key) is ParameterSource.COMMANDLINE:
             raise click.UsageError(f"--{key.replace('_', '-')} has no meaning at a rate")
@@ -238,6 +241,13 @@ def _show_report(report: PackReport, output: str, as_json: bool, quiet: bool, ve
         more = len(report.without_statistics) - SHOWN_SKIPPED
         names += f" and {more} more" if more > 0 else ""
         click.echo(printable(f"qzc: warning: no statistics for {names}: rounded to nearest"), err=True)
+    coarse = [t for t in report.quantized if t.args and t.args.strategy == "tensor" and t.args.scale_method == "absmax"]
+    if any(t.args and t.args.num_bits <= COARSE_BITS for t in coarse):
+        click.echo(
+            "qzc: warning: one scale per tensor from its largest weight leaves most levels unused: the file is small because "
+            "precision is lost, not because it was coded well; compare --target-bpw, which needs fewer bits for less error",
+            err=True,
+        )
     quantized, lossless = len(report.quantized), len(report.lossless)
     tied = sum(t.tied_to is not None for t in tensors)
     if report.found:

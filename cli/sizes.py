@@ -18,10 +18,10 @@ def bits_text(bits: float) -> str:
 
 
 def size_from(text: str) -> int:
-    """"4GB", "700 MB", "1.5GiB", "123456" -> bytes. Raises ValueError for anything else."""
+    """ "4GB", "700 MB", "1.5GiB", "123456" -> bytes. Raises ValueError for anything else."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([kMGT]?)(i?)B)?\s*", text)
     if not match:
         raise ValueError(f"{text!r} is not a size such as 700MB or 4GB")
     number, unit, binary = match.groups()
     base = 1024 if binary else 1000
-    return round(float(number) * base ** ("kMGT".index(unit) + 1 if unit else 0))
+    return int(round(float(number) * float(base ** ("kMGT".index(unit) + 1 if unit else 0))))

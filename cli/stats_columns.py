@@ -38,7 +38,7 @@ class Line:
 
 def line_of(tensor: TensorStats) -> Line:
     codes = tensor.sizes.codes
-    grid = grid_text(codes.args if codes else None, tensor.tied_to)
+    grid = "rate" if tensor.sizes.rated else grid_text(codes.args if codes else None, tensor.tied_to)
     return Line(tensor.name, tensor.dtype, tensor.shape, grid, tensor.sizes)
 
 

@@ -91,8 +91,7 @@ def rate_decoding(coded: CodedRate, rows: tuple[int, int] | None = None) -> Deco
     n_rows, columns = matrix_shape(coded.shape)
     first, last = (0, n_rows) if rows is None else rows
     shape = coded.shape if rows is None else (last - first, *coded.shape[1:])
-    levels: NDArray[np.int8] | NDArray[np.int16]
-    levels = np.empty((last - first, columns), np.int16 if coded.wide else np.int8)
+    levels = _empty((last - first, columns), coded.wide)
     chunks = coded.file.index.overlapping(coded.number, first * columns, last * columns)
 
     def finish() -> LevelTensor:
@@ -106,9 +105,11 @@ def check_rate_chunk(coded: CodedRate, chunk: int) -> None:
     """Decode one chunk and keep nothing, for the errors that this may raise."""
     columns = matrix_shape(coded.shape)[1]
     begin, count = int(coded.file.index.starts[chunk]), int(coded.file.index.rows["codes"][chunk])
-    scratch: NDArray[np.int8] | NDArray[np.int16]
-    scratch = np.empty((count // columns, columns), np.int16 if coded.wide else np.int8)
-    _decode(coded, chunk, begin // columns, scratch)
+    _decode(coded, chunk, begin // columns, _empty((count // columns, columns), coded.wide))
+
+
+def _empty(shape: tuple[int, int], wide: bool) -> NDArray[np.int8] | NDArray[np.int16]:
+    return np.empty(shape, np.int16) if wide else np.empty(shape, np.int8)
 
 
 def _decode(coded: CodedRate, chunk: int, first: int, out: NDArray[np.int8] | NDArray[np.int16]) -> None:
@@ -137,7 +138,9 @@ def _codes(coded: CodedRate, chunk: int, begin: int, stop: int) -> NDArray[np.in
     if row["coder"] == CLASS_CODER:
         terms = coded.grid.row_terms(matrix_shape(coded.shape)[0])[begin:stop]
         column = coded.grid.column_terms(columns) - coded.bank.first
-        return decode_rows(payload, int(row["streams"]), coded.bank, terms, column, coded.grid.states, coded.grid.restart)
+        return decode_rows(
+            payload, int(row["streams"]), coded.bank, terms, column, coded.grid.states, coded.grid.restart
+        )
     if row["coder"] == CONSTANT.id and payload.size != 1:
         raise CorruptionError(f"a constant chunk has {payload.size} bytes")
     size = (stop - begin) * columns * (2 if coded.wide else 1)

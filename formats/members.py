@@ -71,7 +71,13 @@ def _check_names(members: Mapping[str, Member], tensors: set[str], profile: Prof
 
 def _expected(profile: Profile, names: int) -> dict[str, Shape]:
     """Shapes of all members that may be there, but for those of the tensors that are stored as they are."""
-    expected: dict[str, Shape] = {CHUNKS: (None, CHUNK_DTYPE.itemsize), CLASSES: (None,), VECTORS: (None,), REST: (None,), OFFSETS: (names, 8)}
+    expected: dict[str, Shape] = {
+        CHUNKS: (None, CHUNK_DTYPE.itemsize),
+        CLASSES: (None,),
+        VECTORS: (None,),
+        REST: (None,),
+        OFFSETS: (names, 8),
+    }
     for bank, nbytes in BANK_ROW_NBYTES.items():
         expected[bank_member(bank)] = (None, nbytes)
     for name, coded in profile.coded.items():

@@ -287,11 +287,7 @@ def _xxh3(value: Any, what: str, path: str) -> int:
 
 def _coded(name: str, value: Any, grids: list[QuantizationArgs], records: list[Records], path: str) -> CodedTensor:
     where = f"{path}: coded tensor {name!r}"
-    if (
-        not isinstance(value, dict)
-        or not {"dtype", "shape"} <= value.keys()
-        or len(value.keys() & _KINDS.keys()) != 1
-    ):
+    if not isinstance(value, dict) or not {"dtype", "shape"} <= value.keys() or len(value.keys() & _KINDS.keys()) != 1:
         raise CorruptionError(f"{where} needs dtype, shape and one of grid, records and rate")
     kind = next(iter(value.keys() & _KINDS.keys()))
     foreign = sorted(key for other, keys in _KINDS.items() for key in keys & value.keys() if other != kind)

@@ -112,9 +112,7 @@ def rate_side(tensors: Mapping[str, RateTensor], bank: TableBank) -> RateSide:
                 found.append((kind, vector))
             vectors.append(numbers[key])
         wide = tensor.decoded().levels.dtype == np.int16
-        entries[name] = RateEntry(
-            tensor.step, tensor.class_offset, tensor.states, tensor.restart, wide, tuple(vectors)
-        )
+        entries[name] = RateEntry(tensor.step, tensor.class_offset, tensor.states, tensor.restart, wide, tuple(vectors))
     return RateSide(entries, bank.to_bytes(), encode_vectors(found, bank))
 
 

@@ -452,7 +452,9 @@ class Reader:
         try:
             return TableBank.from_bytes(bytes(self._checked(CLASSES)))
         except CorruptionError as error:
-            raise CorruptionError(error.args[0] if CLASSES in str(error) else f"{self.path}: {CLASSES}, {error}") from None
+            raise CorruptionError(
+                error.args[0] if CLASSES in str(error) else f"{self.path}: {CLASSES}, {error}"
+            ) from None
 
     @cached_property
     def _vectors(self) -> list[NDArray[Any]]:

@@ -73,8 +73,8 @@ def bank_of(tensors: Sequence[RateTensor], counts: NDArray[np.int64], side_count
     first, last = (int(used[0]), int(used[-1])) if used.size else (CENTER, CENTER)
     fresh = fit_bank(counts, side_counts, unit, unit, any(tensor.states for tensor in tensors), complete=False)
     at = np.clip(np.arange(first, last + 1) - fresh.first, 0, len(fresh.gain) - 1)
-    gain = np.where(known < 0, UNIT_GAIN, known)[first : last + 1].astype(np.uint8)
-    bank = TableBank(first, fresh.frequencies[at], gain, fresh.side)
+    gains: NDArray[np.uint8] = np.where(known < 0, UNIT_GAIN, known)[first : last + 1].astype(np.uint8)
+    bank = TableBank(first, fresh.frequencies[at], gains, fresh.side)
     return refit(bank, counts, side_counts)
 
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from ..codec.class_coder import lanes_for
 from ..codec.errors import InvalidArgumentError
 from ..codec.model import cost_units
-from ..codec.run_map import RunMap
-from ..codec.class_coder import lanes_for
 from ..codec.rate_tensor import VECTORS, RateTensor, transitions
+from ..codec.run_map import RunMap
 from ..codec.table_bank import CLASSES, ESCAPE, ESCAPED_BITS, PRECISION, UNITS, TableBank, checked
 from .fit_bank import bank_of, fit_bank, refit
 from .unbounded import Design, Quantized, quantize_design, typical_size

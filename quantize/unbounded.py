@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..codec.errors import InvalidArgumentError
+from ..codec.rate_tensor import RateTensor, log_scale
 from ..codec.run_map import RunMap
+from ..codec.table_bank import CENTER, CLASSES, TableBank
 from ..codec.tensor import matrix_shape
+from ..codec.trellis import predecessors
 from .hessian import Factor
 from .rtn import NonFiniteError, float32_weights, is_float
-from ..codec.rate_tensor import RateTensor, log_scale
-from ..codec.table_bank import CENTER, CLASSES, TableBank
-from ..codec.trellis import predecessors
 
 SLAB_ROWS = 512  # rows that are quantized together without a trellis: they are independent
 RESTART_ROWS = 1024  # rows after which a trellis begins anew in large tensors; each time costs the worth of a few codes

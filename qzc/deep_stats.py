@@ -26,8 +26,8 @@ from .deep_tasks import CONTROL_WEIGHTS, Options, Task, work
 from .deep_totals import deep_totals
 from .formats.checkpoint import is_qzc, open_checkpoint
 from .measure import choose, one_precision
-from .progress import Progress
 from .planner import PlannedTensor
+from .progress import Progress
 from .quantize.select import Selection
 from .sources import find_layout, open_source
 from .threads import thread_map

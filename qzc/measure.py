@@ -22,8 +22,9 @@ from .formats.checkpoint import is_qzc, open_checkpoint
 from .lossless import plan_lossless
 from .measure_coded import Coded, code_lossless, code_tensor, file_stats
 from .measure_packed import packed_stats
-from .packer import LARGE, Progress
+from .packer import LARGE
 from .planner import FilePlan, PlannedTensor, plan_file
+from .progress import Progress
 from .quantize.rtn import NonFiniteError, quantize
 from .quantize.select import BitsRule, Selection
 from .sources import SourceTensors, find_layout, open_source

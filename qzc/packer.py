@@ -35,10 +35,10 @@ from .formats.writer import Layout, Writer
 from .lossless import encode_lossless
 from .places import SOURCE_INDEX, check_output, copy_side_files, packed_index_name, packed_name, packed_output
 from .planner import FilePlan, PlannedTensor, plan_file, with_estimates
+from .progress import Progress
 from .quantize.gptq import gptq
 from .quantize.rtn import quantize
 from .quantize.select import Selection
-from .progress import Progress
 from .rating import RatedTensors, RateOptions, Rating, factor_of, open_statistics
 from .sources import SourceTensors, find_layout, open_source
 from .threads import thread_map
@@ -347,9 +347,7 @@ class _Packing:
             self._write_index(folder, files)
         return files
 
-    def _at_rate(
-        self, plans: list[FilePlan], write: Callable[[], tuple[PackedFile, ...]]
-    ) -> tuple[PackedFile, ...]:
+    def _at_rate(self, plans: list[FilePlan], write: Callable[[], tuple[PackedFile, ...]]) -> tuple[PackedFile, ...]:
         """Write the files; where a rate is asked for, again until they have it."""
         rate = self._options.rate
         if rate is None:

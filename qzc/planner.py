@@ -99,9 +99,7 @@ class FilePlan:
         """The tensors that are coded bit by bit, second names of others left out."""
         return [t for t in self.tensors if t.is_lossless]
 
-    def profile(
-        self, base: dict[str, str] | None = None, entries: Mapping[str, RateEntry] | None = None
-    ) -> Profile:
+    def profile(self, base: dict[str, str] | None = None, entries: Mapping[str, RateEntry] | None = None) -> Profile:
         """What the output's metadata will say. base: about the checkpoint that lossless tensors may refer to. entries: of
         the tensors on unbounded grids, which are left out without.
         """
@@ -164,6 +162,7 @@ def plan_file(
         if args and keep_nonfinite and not _finite(file.array(name)):
             args, reason = None, "has NaN or Inf"
         at_rate = rated and args is not None
+        reason = "at a rate" if at_rate else reason
         tied_to = None
         if info.nbytes >= TIE_NBYTES:
             raw = file.raw(name)
@@ -209,9 +208,7 @@ def with_estimates(
     return replace(plan, tensors=tensors, estimated_overhead=stream.tell() + checksums)
 
 
-def _estimate(
-    file: SourceTensors, tensor: PlannedTensor, coder: str, chunk_codes: int, bits_per_weight: float
-) -> int:
+def _estimate(file: SourceTensors, tensor: PlannedTensor, coder: str, chunk_codes: int, bits_per_weight: float) -> int:
     """Bytes that a tensor will take: codes, scales, zero points, chunk index and tables."""
     if tensor.tied_to:
         return 0

@@ -171,6 +171,4 @@ def _balanced(designs: Sequence[tuple[Design, bool]]) -> list[Design]:
         return [design for design, _ in designs]
     sizes, weights = zip(*known, strict=True)
     mean = float(np.average(sizes, weights=weights))
-    return [
-        design if has else replace(design, scale=2.0 ** (typical_size(design) - mean)) for design, has in designs
-    ]
+    return [design if has else replace(design, scale=2.0 ** (typical_size(design) - mean)) for design, has in designs]

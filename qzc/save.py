@@ -68,7 +68,9 @@ def save_file(
             plain[name] = np.asarray(tensor)
         else:
             kind = type(tensor).__name__
-            raise InvalidArgumentError(f"tensor {name!r} is a {kind}; give NumPy arrays, QuantizedTensors or LevelTensors")
+            raise InvalidArgumentError(
+                f"tensor {name!r} is a {kind}; give NumPy arrays, QuantizedTensors or LevelTensors"
+            )
     if metadata is not None and not all(isinstance(x, str) for item in metadata.items() for x in item):
         raise InvalidArgumentError("metadata must map strings to strings")
     dtypes = {name: safetensors_dtype(array.dtype) for name, array in plain.items()}
@@ -81,7 +83,9 @@ def save_file(
     side = rate_side(rated, bank) if bank else None
     entries = side.entries if side else {}
     profile = Profile(
-        coded={name: CodedTensor(rated[name].dtype, rated[name].shape, None, BYTES, rate=e) for name, e in entries.items()}
+        coded={
+            name: CodedTensor(rated[name].dtype, rated[name].shape, None, BYTES, rate=e) for name, e in entries.items()
+        }
         | {
             name: CodedTensor(t.dtype, tuple(map(int, t.shape)), t.args, PLAIN[t.scale.dtype.itemsize])
             for name, t in coded.items()

@@ -24,8 +24,8 @@ from .formats.dtypes import file_bytes, numpy_dtype, tensor_nbytes
 from .formats.profile import SCALE_DTYPES
 from .formats.reader import Base, Reader
 from .formats.safetensors import library_order, place, write_safetensors_to
-from .progress import Progress
 from .places import SOURCE_INDEX, check_output, copy_side_files, unpacked_index_name, unpacked_name, unpacked_output
+from .progress import Progress
 from .threads import thread_map
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}

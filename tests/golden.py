@@ -207,7 +207,12 @@ def at_a_rate() -> Iterator[tuple[str, RateTensor | NDArray[Any]]]:
     logs = (numbers[:40] % 17 - 8).astype(np.int8)
     rows = (numbers[40:70] % 9 - 4).astype(np.int8)
     codes = bell(numbers[:1200]).reshape(30, 40)
-    grid: dict[str, Any] = {"column_log": logs, "row_class": rows, "class_offset": 99, "gain": gain_of(99 - logs.astype(int))}
+    grid: dict[str, Any] = {
+        "column_log": logs,
+        "row_class": rows,
+        "class_offset": 99,
+        "gain": gain_of(99 - logs.astype(int)),
+    }
     yield "a.weight", RateTensor(codes, np.float32(0.0173), (30, 40), "F32", **grid)
     wide = codes.copy()
     wide[7, 3], wide[29, 39] = -3000, 129
@@ -217,7 +222,10 @@ def at_a_rate() -> Iterator[tuple[str, RateTensor | NDArray[Any]]]:
     yield "empty", RateTensor(codes[:0], np.float32(1), (0, 40), "F32", **plain)
     noise = (numbers[:200] % 256 - 128).astype(np.int16).reshape(5, 40)
     yield "raw", RateTensor(noise, np.float32(1), (5, 40), "F32", **plain)
-    yield "scalar", RateTensor(codes[:1, :1], np.float32(0.5), (), "F64", class_offset=130, gain=gain_of(np.array([130])))
+    yield (
+        "scalar",
+        RateTensor(codes[:1, :1], np.float32(0.5), (), "F64", class_offset=130, gain=gain_of(np.array([130]))),
+    )
     yield "zeros", RateTensor(np.zeros((30, 40), np.int16), np.float32(1), (30, 40), "F32", **plain)
     yield "norm", np.arange(4, dtype=np.float32)
 
@@ -239,8 +247,9 @@ def on_a_trellis() -> Iterator[tuple[str, RateTensor]]:
 
 def bell(numbers: NDArray[np.int64]) -> NDArray[np.int16]:
     """Codes like those of weights: most are small."""
-    dice = sum(numbers >> shift & 15 for shift in (0, 4, 8, 12))
-    return ((dice - 30) // 5).astype(np.int16)
+    dice = (numbers & 15) + (numbers >> 4 & 15) + (numbers >> 8 & 15) + (numbers >> 12 & 15)
+    codes: NDArray[np.int16] = ((dice - 30) // 5).astype(np.int16)
+    return codes
 
 
 def gain_of(classes: NDArray[np.int64]) -> NDArray[np.uint8]:

@@ -109,7 +109,15 @@ def sound_rate() -> bytes:
     codes[:4, ::5] = 1
     log = (np.arange(64) % 3).astype(np.int8)
     tensor = RateTensor(
-        codes, np.float32(0.5), (8, 64), "F32", log, gain=np.full(64, 128, np.uint8), class_offset=90, states=4, restart=4
+        codes,
+        np.float32(0.5),
+        (8, 64),
+        "F32",
+        log,
+        gain=np.full(64, 128, np.uint8),
+        class_offset=90,
+        states=4,
+        restart=4,
     )
     return build({"r": tensor}, Plan("qzc golden", chunk_codes=256))
 

@@ -486,7 +486,7 @@ def read_source(profile: Profile, members: dict[str, Member]) -> Source | None:
     digest = a_digest(value["xxh3"], f"{where} file xxh3")
     sizes: dict[str, int] = {name: len(member.data) for name, member in members.items() if not is_reserved(name)}
     for name, entry in profile.entries.items():
-        if isinstance(entry, Quantized):
+        if isinstance(entry, Quantized | Rated):
             raise ValueError(f"{where}: {name!r} is quantized")
         sizes[name] = entry.nbytes
     sizes |= {name: sizes[target] for name, target in profile.ties.items()}

@@ -293,7 +293,7 @@ def read_rate(dtype: str, shape: tuple[int, ...], rate: dict[str, object], where
     text = a_text(rate.get("step"), f"{where} step")
     must(re.fullmatch(r"[0-9a-f]{8}", text, re.ASCII) is not None, f"{where} step", "not 8 hex digits")
     step = np.uint32(int(text, 16)).view(np.float32)
-    must(0 < step < math.inf, f"{where} step", "not positive and finite")
+    must(bool(0 < step < math.inf), f"{where} step", "not positive and finite")
     must(("states" in rate) == ("restart" in rate), where, "states without restart, or the other way round")
     states, restart = 0, 1
     if "states" in rate:

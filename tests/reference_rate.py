@@ -68,9 +68,7 @@ class Grid:
 def grid_of(entry: Rated, vectors: Sequence[list[int]], bank: Bank) -> Grid:
     rows, columns = matrix(entry.shape)
     length = {"column_log": columns, "row_log": rows, "column_class": columns, "row_class": rows}
-    found = {
-        kind: [0] * length[kind] if number is None else vectors[number] for kind, number in entry.vectors.items()
-    }
+    found = {kind: [0] * length[kind] if number is None else vectors[number] for kind, number in entry.vectors.items()}
     row = [c - log for c, log in zip(found["row_class"], found["row_log"], strict=True)]
     offset = entry.offset - bank.first
     column = [offset + c - log for c, log in zip(found["column_class"], found["column_log"], strict=True)]

@@ -56,7 +56,9 @@ def stats(model_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", params=[0, 8], ids=["plain", "trellis"])
-def packed(request: pytest.FixtureRequest, model_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def packed(
+    request: pytest.FixtureRequest, model_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
     path = tmp_path_factory.mktemp("packed") / "model.qzc"
     pack(model_file, path, PackOptions(rate=RateOptions(3.0, states=request.param), chunk_codes=1 << 13, threads=1))
     yield path
@@ -75,7 +77,9 @@ def test_the_file_has_the_rate(bits: float, model_file: Path, tmp_path: Path) ->
         assert names == [name for name in reader.keys() if reader.info(name).rate]
         bare = report.nbytes - sum(info.nbytes for info in map(reader.info, reader.keys()) if not info.rate)
         headless = bare - reader.overhead["header"] - reader.overhead["checksums"]
-    counted = {what: bits * sum(tensor.parameters for tensor in report.rated) / 8 for what, bits in report.rate_bits.items()}
+    counted = {
+        what: bits * sum(tensor.parameters for tensor in report.rated) / 8 for what, bits in report.rate_bits.items()
+    }
     assert sum(counted.values()) - counted["header"] == pytest.approx(headless, abs=1)
     assert 0 < counted["header"] < bare - headless
 
@@ -219,7 +223,10 @@ def test_saving_it_again(packed: Path, tmp_path: Path) -> None:
 def test_unpacking(packed: Path, tmp_path: Path) -> None:
     qzc.unpack(packed, tmp_path / "floats.safetensors")
     qzc.unpack(packed, tmp_path / "levels.safetensors", format="packed")
-    floats, levels = load_safetensors(tmp_path / "floats.safetensors"), load_safetensors(tmp_path / "levels.safetensors")
+    floats, levels = (
+        load_safetensors(tmp_path / "floats.safetensors"),
+        load_safetensors(tmp_path / "levels.safetensors"),
+    )
     with qzc.open(packed) as model:
         np.testing.assert_array_equal(floats[DOWN], model.dequantize(DOWN))
     product = levels[f"{DOWN}.levels"].astype(np.float32) * levels[f"{DOWN}.column_scale"]
@@ -282,7 +289,7 @@ def test_methods_that_need_statistics_say_so(method: RateMethod, model_file: Pat
 def test_gptq_on_a_grid_is_nearer_in_its_own_measure(model_file: Path, stats: Path, tmp_path: Path) -> None:
     selection = qzc.Selection(qzc.parse_bits(4))
     for method in ("rtn", "gptq"):
-        options = PackOptions(selection, method=method, stats=stats if method == "gptq" else None)  # type: ignore[arg-type]
+        options = PackOptions(selection, method=method, stats=stats if method == "gptq" else None)
         pack(model_file, tmp_path / f"{method}.qzc", options)
         assert qzc.verify(tmp_path / f"{method}.qzc", model_file).tensors == 20
     from qzc.calibration import Calibration
@@ -301,7 +308,9 @@ def test_the_command(model_file: Path, stats: Path, tmp_path: Path) -> None:
     output = tmp_path / "m.qzc"
     done = inside("pack", model_file, "-o", output, "--target-bpw", "2.5", "--stats", stats, "--trellis", "4")
     assert done.code == 0, done.stderr
-    assert "watersic at 2." in done.stderr and "codes 2." in done.stderr and "no statistics for model.embed" in done.stderr
+    assert (
+        "watersic at 2." in done.stderr and "codes 2." in done.stderr and "no statistics for model.embed" in done.stderr
+    )
     listed = json.loads(inside("ls", output, "--json").stdout)["tensors"]
     assert next(t for t in listed if t["name"] == DOWN)["rate"]["states"] == 4
     assert "rate, trellis 4" in inside("info", output).stdout

@@ -5,10 +5,10 @@ import pytest
 from numpy.typing import NDArray
 
 from qzc.codec.errors import InvalidArgumentError
+from qzc.codec.rate_tensor import reconstruct
 from qzc.quantize import rate
 from qzc.quantize.allocate import equal_slope, measured_sensitivity
 from qzc.quantize.rtn_ec import rtn_ec
-from qzc.codec.rate_tensor import reconstruct
 from qzc.quantize.unbounded import Design
 
 SENSITIVITIES = [1.0, 16.0, 4.0]

@@ -5,12 +5,12 @@ import pytest
 from numpy.typing import NDArray
 
 from qzc.codec.errors import InvalidArgumentError
+from qzc.codec.rate_tensor import reconstruct
 from qzc.codec.tensor import QuantizationArgs, QuantizedTensor, Strategy
 from qzc.quantize import quantize
 from qzc.quantize.gptq import gptq
 from qzc.quantize.gptq_ec import gptq_ec
 from qzc.quantize.hessian import Factor, Order, factorize
-from qzc.codec.rate_tensor import reconstruct
 from qzc.quantize.unbounded import quantize_design
 
 F = np.float32

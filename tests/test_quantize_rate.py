@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from qzc.codec.errors import CorruptionError, InvalidArgumentError
-from qzc.quantize import rate
 from qzc.codec.class_coder import decode_rows, decode_side, encode_rows, encode_side, lanes_for
-from qzc.quantize.hessian import factorize
-from qzc.quantize.rtn_ec import rtn_ec
+from qzc.codec.errors import CorruptionError, InvalidArgumentError
 from qzc.codec.rate_tensor import RateTensor, reconstruct, transitions
 from qzc.codec.table_bank import CLASSES, ESCAPE, TableBank
-from qzc.quantize.fit_bank import fit_bank
 from qzc.codec.trellis import next_states
+from qzc.quantize import rate
+from qzc.quantize.fit_bank import fit_bank
+from qzc.quantize.hessian import factorize
+from qzc.quantize.rtn_ec import rtn_ec
 from qzc.quantize.unbounded import Design
 from qzc.quantize.watersic import watersic
 

@@ -10,10 +10,10 @@ import pytest
 from numpy.typing import NDArray
 
 from qzc.codec.errors import InvalidArgumentError
+from qzc.codec.rate_tensor import EIGHTHS, RateTensor, log_scale, reconstruct
 from qzc.quantize.diag import diag
 from qzc.quantize.rtn import NonFiniteError
 from qzc.quantize.rtn_ec import rtn_ec
-from qzc.codec.rate_tensor import EIGHTHS, RateTensor, log_scale, reconstruct
 from qzc.quantize.unbounded import quantize_design
 
 F = np.float32

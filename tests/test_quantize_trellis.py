@@ -7,11 +7,11 @@ import pytest
 from numpy.typing import NDArray
 
 from qzc.codec.errors import InvalidArgumentError
+from qzc.codec.rate_tensor import RateTensor, reconstruct
+from qzc.codec.trellis import POLYNOMIALS, next_states, predecessors
 from qzc.quantize import kernels_trellis as kernels
 from qzc.quantize.hessian import factorize
 from qzc.quantize.rtn_ec import rtn_ec
-from qzc.codec.rate_tensor import RateTensor, reconstruct
-from qzc.codec.trellis import POLYNOMIALS, next_states, predecessors
 from qzc.quantize.unbounded import RESTART_ROWS, Design, quantize_design
 from qzc.quantize.watersic import watersic
 

@@ -5,13 +5,13 @@ import pytest
 from numpy.typing import NDArray
 
 from qzc.codec.errors import InvalidArgumentError
+from qzc.codec.rate_tensor import reconstruct
+from qzc.codec.table_bank import CENTER, CLASSES
+from qzc.quantize.fit_bank import fit_bank
 from qzc.quantize.gptq_ec import gptq_ec
 from qzc.quantize.hessian import factorize
 from qzc.quantize.rate import class_counts, solve
 from qzc.quantize.rtn_ec import rtn_ec
-from qzc.codec.rate_tensor import reconstruct
-from qzc.codec.table_bank import CENTER, CLASSES
-from qzc.quantize.fit_bank import fit_bank
 from qzc.quantize.unbounded import Design, quantize_design
 from qzc.quantize.watersic import eighths, watersic
 

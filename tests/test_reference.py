@@ -66,7 +66,7 @@ def test_random_files_use_the_whole_format() -> None:
                 seen.update([f"lossless {entry.dtype}", f"R = {records.nbytes}"])
                 seen.update(["rotate"] * records.rotate + ["interleave"] * (records.lanes > 1))
                 seen.update(["palette"] * (entry.palette is not None) + ["base"] * (entry.base is not None))
-            else:
+            elif isinstance(entry, header.Quantized):
                 seen.update(["rotated scales"] * profile.records[entry.scale].rotate)
         seen.update(["tie"] * len(profile.ties) + ["source"] * (profile.source_file is not None))
         for name, member in members.items():

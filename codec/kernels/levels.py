@@ -13,7 +13,7 @@ from .jit import kernel
 @kernel
 def levels_of(
     codes: NDArray[np.int16], after: NDArray[np.uint8], restart: int, skip: int, top: int, out: NDArray[Any]
-) -> bool:
+) -> Any:
     """out i8 or i16[<= rows - skip, columns] = levels of rows `skip ..` of codes i16[rows, columns].
 
     after u8[states, 2]: the trellis; a single state for a plain grid, whose levels are the codes. Its states begin at
@@ -22,7 +22,7 @@ def levels_of(
     """
     columns = codes.shape[1]
     last = min(codes.shape[0], skip + out.shape[0])
-    fits = True
+    fits: Any = np.bool_(True)
     if after.shape[0] == 1:
         for r in range(skip, last):
             for c in range(columns):
