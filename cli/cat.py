@@ -13,7 +13,6 @@ import click
 from .options import base_option, examples, force_option, model_argument, threads_option
 from .stdout import check_stdout
 
-
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 

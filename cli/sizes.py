@@ -24,4 +24,5 @@ def size_from(text: str) -> int:
         raise ValueError(f"{text!r} is not a size such as 700MB or 4GB")
     number, unit, binary = match.groups()
     base = 1024 if binary else 1000
-    return int(round(float(number) * float(base ** ("kMGT".index(unit) + 1 if unit else 0))))
+    power = "kMGT".index(unit) + 1 if unit else 0
+    return round(float(number) * float(base**power))

@@ -20,8 +20,9 @@ from qzc.formats.reader import Reader
 from qzc.packer import PackOptions, PackReport, pack
 from qzc.rating import RateMethod, RateOptions
 from tests.command_line import inside
+from tests.malformed_qzc import MalformedQzc, bad_rates, sound_rate
 from tests.reference_decoder import decode_file
-from tests.resign import resign
+from tests.resign import column, edit_json, edit_rows, resign
 
 DOWN = "model.layers.0.mlp.down_proj.weight"
 METHODS: tuple[RateMethod, ...] = ("rtn-ec", "diag", "gptq-ec", "watersic")
@@ -267,6 +268,62 @@ def test_signed_damage_is_an_error_or_decodes(seed: int, packed: Path, tmp_path:
         qzc.load_file(tmp_path / "m.qzc", dtype="float32")
     except qzc.QzcError:
         return
+
+
+@pytest.mark.parametrize("case", [*bad_rates()], ids=lambda case: case.name)
+def test_the_reference_refuses_what_the_package_refuses(case: MalformedQzc) -> None:
+    assert set(decode_file(sound_rate())) == {"r"}
+    with pytest.raises(ValueError, match="section"):
+        decode_file(case.data)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"coder": 2}, "has a coder that its tensor cannot have"),
+        ({"table": 1}, "has a table, or a wrong number of streams"),
+        ({"streams": 0}, "has a table, or a wrong number of streams"),
+        ({"streams": 3}, "the number of streams does not fit"),
+        ({"streams": 64}, "the number of streams does not fit"),
+    ],
+)
+def test_rows_of_the_index_that_cannot_be(fields: dict[str, int], message: str, tmp_path: Path) -> None:
+    broken = edit_rows(
+        sound_rate(), "r", **{key: [value, column(sound_rate(), "r", key)[1]] for key, value in fields.items()}
+    )
+    (tmp_path / "m.qzc").write_bytes(broken)
+    with pytest.raises(CorruptionError, match=message):
+        qzc.verify(tmp_path / "m.qzc")
+    with pytest.raises(ValueError, match="section"):
+        decode_file(broken)
+
+
+@pytest.mark.parametrize(
+    ("rate", "message"),
+    [
+        ({"step": "3f80"}, "8 hexadecimal digits"),
+        ({"step": "80000001"}, "not positive"),
+        ({"offset": 256}, "offset must be a whole number below 256"),
+        ({"restart": 0}, "restart is 0"),
+        ({"wide": False}, "wide is not true"),
+        ({"column_log": 1}, "uses vector 1 in a way"),
+        ({"row_log": 0}, "uses vector 0 in a way"),
+    ],
+)
+def test_entries_that_cannot_be(rate: dict[str, Any], message: str, tmp_path: Path) -> None:
+    broken = edit_json(sound_rate(), "qzc.coded", lambda coded: coded["r"]["rate"].update(rate))
+    (tmp_path / "m.qzc").write_bytes(broken)
+    with pytest.raises(CorruptionError, match=message):
+        qzc.verify(tmp_path / "m.qzc")
+    with pytest.raises(ValueError, match="section"):
+        decode_file(broken)
+
+
+def test_few_bytes_cannot_ask_for_much_memory(tmp_path: Path) -> None:
+    huge = edit_json(sound_rate(), "qzc.coded", lambda coded: coded["r"].update(shape=[1, 1 << 45]))
+    (tmp_path / "m.qzc").write_bytes(huge)
+    with pytest.raises(CorruptionError):
+        qzc.verify(tmp_path / "m.qzc")
 
 
 # ---------------------------------------------------------------------------------------------- command line
