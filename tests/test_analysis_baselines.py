@@ -12,7 +12,7 @@ import zstandard
 from numpy.typing import NDArray
 
 from qzc.analysis import baselines
-from qzc.analysis.baselines import gzip_nbytes, zstd_nbytes
+from qzc.analysis.baselines import gzip_nbytes, zlib_nbytes, zstd_nbytes
 from qzc.formats.safetensors import SafetensorsFile
 
 RNG = np.random.default_rng(7)
@@ -39,28 +39,38 @@ def is_classic_zlib() -> bool:
     return re.fullmatch(r"[\d.]+", zlib.ZLIB_RUNTIME_VERSION) is not None
 
 
-@pytest.mark.parametrize("name", INPUTS)
+EARLY = np.where(RNG.random(400_000) < 0.9, 0, RNG.integers(0, 256, 400_000)).astype(np.uint8)
+"""What halves, mostly by literals: GNU gzip ends its blocks early there, and gains a little."""
+
+
+@pytest.mark.parametrize("name", [*INPUTS, "early"])
 def test_gzip_is_the_size_of_the_real_tool(name: str) -> None:
+    # -n: no file name in the header, 10 bytes of header and 8 of trailer remain
+    data = INPUTS.get(name, EARLY)
+    assert gzip_nbytes(data) == tool_output("gzip", "-6", "-n", data=data)
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_zlib_stands_in_for_the_tool(name: str) -> None:
     if not is_classic_zlib():
         pytest.skip("zlib-ng")
-    # -n: no file name in the header, 10 bytes of header and 8 of trailer remain
-    assert gzip_nbytes(INPUTS[name]) == tool_output("gzip", "-6", "-n", data=INPUTS[name])
+    assert zlib_nbytes(INPUTS[name]) == tool_output("gzip", "-6", "-n", data=INPUTS[name])
+    theirs = tool_output("gzip", "-6", "-n", data=EARLY)
+    assert theirs < EARLY.size / 2
+    assert zlib_nbytes(EARLY) == pytest.approx(theirs, rel=0.015)
+
+
+def test_without_the_tool_zlib_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(baselines, "_gzip_tool", lambda: "/bin/false")
+    assert gzip_nbytes(EARLY) == zlib_nbytes(EARLY)
+    monkeypatch.setattr(baselines, "_gzip_tool", lambda: None)
+    assert gzip_nbytes(EARLY) == zlib_nbytes(EARLY)
 
 
 def test_gzip_on_real_weights_is_the_size_of_the_real_tool(model_file: Path) -> None:
-    if not is_classic_zlib():
-        pytest.skip("zlib-ng")
     with SafetensorsFile(model_file) as file:
         for name in sorted(file.keys(), key=lambda name: file.info(name).nbytes)[::3]:
             assert gzip_nbytes(file.raw(name)) == tool_output("gzip", "-6", "-n", data=file.raw(name))
-
-
-def test_gzip_where_the_real_tool_ends_blocks_early() -> None:
-    """What halves, mostly by literals: GNU gzip has blocks of its own there, and gains a little."""
-    data = np.where(RNG.random(400_000) < 0.9, 0, RNG.integers(0, 256, 400_000)).astype(np.uint8)
-    theirs = tool_output("gzip", "-6", "-n", data=data)
-    assert theirs < data.size / 2
-    assert gzip_nbytes(data) == pytest.approx(theirs, rel=0.015)
 
 
 @pytest.mark.parametrize("level", [1, 3])

@@ -141,7 +141,7 @@ DEFECTS: dict[str, tuple[Edit, type[QzcError], str]] = {
     "a shape with fewer columns": (coded("h", shape=[3, 399]), CorruptionError, "'h': its chunks do not hold as many"),
     "a lossless shape with more rows": (coded("f", shape=[3, 300]), CorruptionError, "'f': its chunks do not hold as many"),
     "a lossless shape of half records": (coded("p", shape=[201]), CorruptionError, "'p': its chunks do not hold as many"),
-    "an entry without shape": (meta("qzc.coded", '"shape"', '"form"'), CorruptionError, "needs dtype, shape and either"),
+    "an entry without shape": (meta("qzc.coded", '"shape"', '"form"'), CorruptionError, "needs dtype, shape and one of"),
     "a scale number of 3": (coded("a", scale=3), CorruptionError, "scale is 3, not below 3"),
     "scales of other records": (coded("h", scale=0), CorruptionError, "'h' has scales of float32, which its records do not"),
     "a record number of -1": (coded("f", records=-1), CorruptionError, "records is -1, not below 3"),
@@ -158,8 +158,8 @@ DEFECTS: dict[str, tuple[Edit, type[QzcError], str]] = {
     "a size of 2^48": (coded("f", dtype="I2", nbytes=2**48), CorruptionError, "'f' has an impossible size"),
     "a size of true": (coded("f", dtype="I2", nbytes=True), CorruptionError, "'f' has an impossible size"),
     "a dtype of 5": (coded("f", dtype=5), CorruptionError, "'f' has a dtype that is no short name"),
-    "grid and records": (coded("f", grid=0), CorruptionError, "either grid or records"),
-    "neither grid nor records": (without("f", "records"), CorruptionError, "either grid or records"),
+    "grid and records": (coded("f", grid=0), CorruptionError, "one of grid, records and rate"),
+    "neither grid nor records": (without("f", "records"), CorruptionError, "one of grid, records and rate"),
     "an entry that is a list": (lambda d: edit_json(d, "qzc.coded", lambda v: v.update(a=[])), CorruptionError, "needs"),
     # members
     "no payload": (remove("h.qzc.payload"), CorruptionError, "'h' has no payload"),
@@ -232,7 +232,7 @@ DEFECTS: dict[str, tuple[Edit, type[QzcError], str]] = {
     "a wrong checksum of a chunk": (rows("h", "checksum", at(1, 5)), CorruptionError, "'h', chunk 1 .*checksum"),
     # rows of the chunk index
     "a reserved byte": (rows("h", "reserved", at(1, 1)), CorruptionError, "'h': chunk 1 has a reserved byte"),
-    "an unknown coder": (rows("h", "coder", at(1, 7)), UnsupportedError, r"'h': chunk 1 uses coder 7; .*6 \(escape16\)"),
+    "an unknown coder": (rows("h", "coder", at(1, 9)), UnsupportedError, r"'h': chunk 1 uses coder 9; .*6 \(escape16\)"),
     "coder 255": (rows("h", "coder", at(0, 255)), UnsupportedError, "coder 255"),
     "a table out of the bank": (rows("h", "table", at(0, 99)), CorruptionError, "'h': chunk 0 .huffman. names a table that"),
     "a table far out": (rows("h", "table", at(0, U32 - 1)), CorruptionError, "names a table that its bank does not have"),

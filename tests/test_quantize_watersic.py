@@ -102,8 +102,8 @@ def test_gains_are_the_least_squares_factors() -> None:
 
 def test_the_ladder() -> None:
     """At one rate every step of the ladder has less error than the one before."""
-    w, h = weights(300, 96), gram(96)
-    w[:100] *= 3
+    w, h = weights(450, 96), gram(96)
+    w[:150] *= 3
     plain, activation = factorize(h), factorize(h, order="activation")
     full = plain.unit * plain.diagonal
 
