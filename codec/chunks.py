@@ -16,7 +16,6 @@ from .coder import CODERS, Coder, Table, coder_for
 from .constant import CONSTANT
 from .errors import CorruptionError, InvalidArgumentError, UnsupportedError, VerificationError
 from .escape16 import ESCAPE16
-from .histogram import nibble_counts
 from .likely_counts import likely_counts
 from .model import FrequencyTable
 from .nibbles import WORTH_BYTES, encode_nibbles, nibble_tables
@@ -144,7 +143,8 @@ def encode_run(
 
 
 def _encode_short(packed: NDArray[np.uint8], codes: int, room: NDArray[np.uint8], verify: bool) -> list[EncodedChunk]:
-    counts = nibble_counts(packed)
+    # By numpy: a few thousand nibbles are not worth the compilation of a kernel.
+    counts = np.bincount(packed & 15, minlength=16) + np.bincount(packed >> 4, minlength=16)
     table = FrequencyTable.from_counts(counts, SHORT_PRECISION) if np.count_nonzero(counts) > 1 else None
     chunk = _encode_chunk(SHORT16, table, packed, codes, room)
     if verify:

@@ -124,9 +124,6 @@ def _steps(begin: U, end: U, live: int, s: U, position: Addresses, target: Addre
     p0, p1, p2, p3 = position[0], position[1], position[2], position[3]
     o0, o1, o2, o3 = target[0], target[1], target[2], target[3]
     at = begin
-    while live < 3 and at < end:
-        p0, p1 = _half_step((s, s + STATE), p0, p1, (o0 + at, o1 + at), tables)
-        at += U(LANES)
     while at < end:
         p0, p1, p2, p3 = _step((s, s + STATE), (s + U(2) * STATE, s + U(3) * STATE), p0, p1, p2, p3,
                                (o0 + at, o1 + at), (o2 + at, o3 + at), tables)  # fmt: skip
@@ -165,25 +162,6 @@ def _step(
     store(out, shuffle_b(or_(shuffle_b(t[8], rank), shuffle_b(t[9], high)), _in_order()))
     store(out2, shuffle_b(or_(shuffle_b(t[8], rank2), shuffle_b(t[9], high2)), _in_order()))
     return p0, p1, p2, p3
-
-
-@inlined
-def _half_step(s: Register, p0: U, p1: U, out: Register, t: Register) -> tuple[U, U]:
-    """The same of two streams alone."""
-    la, lb = load(s), load(add_u64(s, U(32)))
-    slot = _low(la, lb)
-    rank = _rank(slot, t)
-    ya, yb, fa, fb = _decode(slot, rank, _down(la), _down(lb), t)
-    slot = _low(ya, yb)
-    high = _rank(slot, t)
-    ua, ub, ga, gb = _decode(slot, high, _down(ya), _down(yb), t)
-    na, nb, la, lb, m = _multiply(s, mul_h(fa, ga), mul_h(fb, gb), ua, ub)
-    wa, wb, p0 = take_words(p0, m[0])
-    va, vb, p1 = take_words(p1, m[1])
-    store(s, blend_b(na, (wa, va), la))
-    store(add_u64(s, U(32)), blend_b(nb, (wb, vb), lb))
-    store(out, shuffle_b(or_(shuffle_b(t[8], rank), shuffle_b(t[9], high)), _in_order()))
-    return p0, p1
 
 
 @inlined
