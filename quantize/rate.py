@@ -19,7 +19,7 @@ from .fit_bank import bank_of, fit_bank, refit
 from .unbounded import Design, Quantized, quantize_design, typical_size
 
 LANE_BITS = 24  # what a lane costs: its state, less what is in it
-RECORD_BITS = 8 * (300 + 24 + 8)  # of a tensor in the header, row of the chunk index, way to the next multiple of 16
+RECORD_BITS = 8 * (24 + 24 + 8)  # record of a tensor, row of the chunk index, and the way to the next multiple of 16
 
 TOLERANCE = 0.002  # of the rate: what the search aims at
 _ROUNDS = 8

@@ -46,6 +46,7 @@ from .threads import thread_map
 LARGE = 1 << 22  # parameters: larger tensors are spread over the threads, smaller ones go one to a thread
 BATCH_NBYTES = 1 << 26
 CHECKSUM_NBYTES = 8
+ENTRY_NBYTES = 250  # of a tensor at a rate in the header, about
 RATE_TOLERANCE = 0.003
 """How near to the rate a file has to be not to be written again; the search itself aims a little better."""
 RATE_LIMIT = 0.005
@@ -354,23 +355,31 @@ class _Packing:
             return write()
         self._progress("reading the weights", 0, self._total)
         self.rating = Rating(plans, rate, self._statistics, self._run)
-        budget, target = _budget(plans, rate), _first_target(plans, rate)
-        for tries in range(1, RATE_TRIES + 1):
+        budget, weights = _budget(plans, rate), self.rating.weights
+        # What a search knows of is less than what the header has for each tensor.
+        target = _first_target(plans, rate) - 8 * ENTRY_NBYTES * len(self.rating.designs) / weights
+        tries = 0
+        while True:
             self._progress("searching for the step", 0, self._total)
             self._rated, self._done = self.rating.solve(_possible(target)), 0
             files = write()
-            if rate.count == "quantized" and rate.nbytes is None:
-                spent = sum(rate_bits(files).values()) * self.rating.weights
-            else:
-                spent = 8.0 * sum(file.layout.nbytes for file in files)
+            spent = self._spent(rate, files)
+            tries += 1
             if abs(spent - budget) <= RATE_TOLERANCE * budget or tries == RATE_TRIES:
                 break
-            target += (budget - spent) / self.rating.weights
+            target += (budget - spent) / weights
         if abs(spent - budget) > RATE_LIMIT * budget:
             raise InvalidArgumentError(
                 f"cannot reach this rate: the nearest found is {spent / budget:.4f} of it; quantize more or fewer tensors"
             )
         return files
+
+    def _spent(self, rate: RateOptions, files: Sequence[PackedFile]) -> float:
+        """Bits that the output has for what the rate counts."""
+        assert self.rating is not None
+        if rate.count == "quantized" and rate.nbytes is None:
+            return sum(rate_bits(files).values()) * self.rating.weights
+        return 8.0 * sum(file.layout.nbytes for file in files)
 
     def _write_index(self, folder: Path, files: Sequence[PackedFile]) -> None:
         index, index_file = self._checkpoint.index, self._checkpoint.index_file
