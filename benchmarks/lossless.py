@@ -132,7 +132,7 @@ def rivals(dtype: str) -> dict[str, Codec]:
     # It changes the buffer that it is given.
     found["zipnn"] = (lambda data: codec.compress(memoryview(data.copy())), codec.decompress)
     try:
-        from pcodec import ChunkConfig, standalone  # pyright: ignore[reportMissingImports]
+        from pcodec import ChunkConfig, standalone  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
     except ImportError:
         return found
     if dtype != "F8_E4M3":

@@ -422,7 +422,7 @@ class _Packing:
                 self._advance(file, encoded.tensor)
                 del encoded  # before the next one is made
             rest = (file.rest(), {name: file.offset(name) for name in tensors}) if plan.source_file else None
-            layout = writer.finish(*rest or ())
+            layout = writer.finish(rest[0], rest[1]) if rest else writer.finish()
             stream.flush()
             if self._options.verify:
                 self._read_again(stream, fingerprints, rest, output)

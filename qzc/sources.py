@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
 import numpy as np
@@ -56,21 +57,27 @@ class SourceTensors(Protocol):
 
     def records(self, name: str) -> tuple[Records, ...]:
         """How the format itself says that the bytes of a tensor may be split, best first."""
+        ...
 
     def release(self, name: str) -> None: ...
 
     def offset(self, name: str) -> int:
         """Where the bytes of a tensor begin in the file."""
+        ...
 
     def rest(self) -> bytes:
         """All bytes of the file that belong to no tensor, in their order."""
+        ...
 
     def xxh3(self) -> int:
         """XXH3-64 of the whole file."""
+        ...
 
     def __enter__(self) -> Self: ...
 
-    def __exit__(self, *exc_info: Any) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
 
 
 def open_source(path: Path) -> SourceTensors:
