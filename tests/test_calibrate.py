@@ -19,8 +19,12 @@ from qzc.calibration import Calibration, fingerprint
 from qzc.hf_inputs import InputSums
 from qzc.hf_text import WindowOptions
 from tests.command_line import inside, ok
-from tests.hf_models import SIZES, bert, llama, save, tokens, torch, transformers
 from tests.shards import shard
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from tests.hf_models import SIZES, bert, llama, save, tokens, torch, transformers
 
 WINDOWS = WindowOptions(count=11, length=24)
 OPTIONS = CalibrateOptions(WINDOWS, threads=1)

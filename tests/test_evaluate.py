@@ -16,6 +16,10 @@ from qzc.evaluate import Z95, Estimate, EvalOptions, EvalReport, estimate, evalu
 from qzc.hf_text import WindowOptions
 from qzc.packer import PackOptions
 from tests.command_line import inside, ok
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
 from tests.hf_models import SIZES, VOCABULARY, bert, llama, random_ids, save, tokens, torch, transformers
 
 COUNT, LENGTH = 7, 20
