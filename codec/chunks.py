@@ -33,7 +33,7 @@ CHUNK_ALIGNMENT = 256  # codes: every chunk of a run but the last holds a multip
 # fast as ans256 (docs/PERFORMANCE.md). States come on top; together they stay within 0.2 %.
 EXTRA = 0.0015
 # A run of fewer bytes of nibbles is coded by short16: smaller, and its slower decoding does not weigh anything yet.
-SHORT_NBYTES, SHORT_NIBBLES = 1 << 16, 1 << 17  # the second where nibbles are coded as such in any case
+SHORT_NBYTES, SHORT_NIBBLES = 1 << 15, 1 << 17  # the second where nibbles are coded as such in any case
 ESCAPES_BITS = 32  # the number of escapes in a chunk of escape16
 
 # A row of the chunk index (SPEC section 4).

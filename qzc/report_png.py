@@ -18,7 +18,7 @@ DASHES = ("-", "--", ":", "-.")
 def check_matplotlib() -> None:
     """Raise UnsupportedError, saying what to install, where matplotlib is missing."""
     try:
-        import matplotlib  # noqa: F401
+        import matplotlib  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise UnsupportedError("PNG figures need matplotlib: pip install 'qzc[plot]'") from None
 
@@ -29,8 +29,8 @@ def write_pngs(report: ReportData, folder: Path) -> list[Path]:
     The folder is made if it is missing. Raises FileAccessError, UnsupportedError.
     """
     check_matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # pyright: ignore[reportMissingImports]
+    from matplotlib.figure import Figure  # pyright: ignore[reportMissingImports]
 
     written = []
     with naming_os_errors(folder, "write"):

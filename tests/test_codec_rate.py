@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from qzc.codec.chunks import EncodedChunk, encode_run
+from qzc.codec.chunks import SHORT_NBYTES, EncodedChunk, encode_run
 from qzc.codec.coder import CODERS, coder_for
 from qzc.codec.histogram import byte_counts, code_counts
 from qzc.codec.huffman_code import CodeLengths
@@ -128,7 +128,7 @@ def fixture_runs(bits: int, strategy: Strategy, group_size: int | None, scale_me
 def test_the_fixture_is_coded_to_its_entropy(
     bits: int, strategy: Strategy, group_size: int | None, scale_method: ScaleMethod
 ) -> None:
-    """Payloads, states and all, within 0.2 % of the entropy up to 4 bits, with tables of at most 24 bytes.
+    """Payloads, states and all, within 0.2 % of the entropy up to 4 bits.
 
     Codes of more bits are coded as bytes. There a table with which a coder gets to the entropy takes 384 bytes; one of 16 or
     32 bytes that leaves payloads above 0.2 % is taken where both together are smaller than that.
@@ -140,8 +140,10 @@ def test_the_fixture_is_coded_to_its_entropy(
         # Of a matrix that takes a kilobyte 0.2 % are no more than the bytes in which its states lie.
         degenerate = strategy == "tensor" and bits == 2
         assert sum(run.payload for run in runs) <= 1.002 * entropy + (2 * len(runs) if degenerate else 0)
-        assert all(run.payload <= 1.002 * run.entropy + SHORT_STATES_NBYTES for run in runs)
-        assert all(run.tables <= 24 for run in runs)
+        for run in runs:
+            # A long run whose codes are very uneven may need the table of ans256.
+            table = 24 if run.packed.size < SHORT_NBYTES else 384
+            assert run.payload + run.tables <= 1.002 * run.entropy + SHORT_STATES_NBYTES + table
     else:
         tail = 64  # bytes of a stream that are not coded, so that up to half of them are no information
         assert sum(run.payload + run.tables for run in runs) <= 1.002 * entropy + (384 + tail // 2) * len(runs)
