@@ -64,7 +64,7 @@ def sizes(model: Path, folder: Path) -> dict[str, dict[str, float]]:
         assert all(c.exact for c in comparisons)
         layout = report.files[0].layout
         parts: dict[str, float] = {"file": report.nbytes, "bits_per_weight": report.bits_per_weight}
-        for part in ("payload", "chunks", "scale"):
+        for part in ("payload", "index"):
             parts[part] = sum(p.get(part, 0) for p in layout.coded.values())
         parts |= {"uncoded": sum(layout.uncoded.values()), "header": layout.header, "tables": layout.tables}
         found[title] = parts
@@ -164,10 +164,10 @@ def cpu_name() -> str:
 
 def show(figures: dict[str, Any]) -> None:
     print(f"{figures['model']} on {figures['machine']['cpus']} CPUs, {figures['machine']['cpu']}\n")
-    print("| grid | file bytes | bits/weight | payload | scales | chunk index | header | not coded |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| grid | file bytes | bits/weight | payload | chunk index | header | not coded |")
+    print("|---|---|---|---|---|---|---|")
     for title, p in figures["sizes"].items():
-        cells = (p[k] for k in ("payload", "scale", "chunks", "header", "uncoded"))
+        cells = (p[k] for k in ("payload", "index", "header", "uncoded"))
         print(f"| {title} | {p['file']:,} | {p['bits_per_weight']:.3f} | {' | '.join(f'{c:,}' for c in cells)} |")
     print("\n| seconds | median | best | worst |\n|---|---|---|---|")
     for title, t in {**figures["seconds"], **figures["start_up_seconds"]}.items():
