@@ -33,7 +33,7 @@ def several_words(measured: tuple[ModelStats, ...], deep: DeepStats | None) -> l
 def _codes_sentence(measured: ModelStats) -> str:
     codes = measured.totals.sizes.codes
     if codes is None or not codes.count:
-        return "No tensor is quantized."
+        return _rate_sentence(measured) or "No tensor is quantized."
     of = f"of {codes.level_bits / codes.count:.3g} bits (H0 {codes.entropy_bits / codes.count:.3f})"
     way = "file" if "file" in codes.coded else "ans"
     taken = f"{codes.coded_bits(way):.3f} {of}"
@@ -44,6 +44,16 @@ def _codes_sentence(measured: ModelStats) -> str:
         text += f"; zstd -1 on the packed codes takes {codes.packed_zstd_bits:.3f}"
     text += f"; scales{'' if codes.zero_point.nbytes == 0 else ' and zero points'} add {8 * codes.side_nbytes / codes.count:.3f}."
     return text + (f" Weight SNR {codes.snr_db:.1f} dB." if codes.snr_db is not None else "")
+
+
+def _rate_sentence(measured: ModelStats) -> str:
+    """Of tensors without a grid of so many levels; "" if there are none."""
+    rated = [tensor.sizes for tensor in measured.tensors if tensor.sizes.rated and not tensor.tied_to]
+    weights = sum(sizes.parameters for sizes in rated)
+    if not weights:
+        return ""
+    bits = 8 * sum(sizes.stored_nbytes for sizes in rated) / weights
+    return f"{len(rated)} tensors are quantized at a rate: payloads take {bits:.3f} bits per weight."
 
 
 def _size_sentence(measured: ModelStats) -> str:

@@ -396,3 +396,13 @@ def test_the_command(model_file: Path, stats: Path, tmp_path: Path) -> None:
 def test_options_that_do_not_go_together(arguments: tuple[str, ...], message: str, model_file: Path) -> None:
     done = inside("pack", model_file, *arguments)
     assert done.code == 2 and message in done.stderr
+
+
+def test_stats_say_what_a_file_at_a_rate_holds(model_file: Path, tmp_path: Path) -> None:
+    packed_at(model_file, tmp_path / "m.qzc", RateOptions(3.0))
+    result = inside("stats", tmp_path / "m.qzc")
+    assert "15 tensors are quantized at a rate: payloads take 2." in result.stderr
+    assert "No tensor is quantized" not in result.stderr
+    document = json.loads(inside("stats", tmp_path / "m.qzc", "--json").stdout)
+    (totals,) = document["totals"]["precisions"]
+    assert sum(totals["parts"].values()) == (tmp_path / "m.qzc").stat().st_size
