@@ -30,7 +30,7 @@ CHUNK_CODES = 1 << 18  # default target: the decoded chunk stays in a second-lev
 CHUNK_ALIGNMENT = 256  # codes: every chunk of a run but the last holds a multiple
 
 # Share of the entropy by which split8 and escape16 may be above it, table included: they decode and encode almost twice as
-# fast as ans256 (docs/PERFORMANCE.md). States come on top; together they stay within 0.2 %.
+# fast as ans256 (docs/PERFORMANCE.md). States come on top.
 EXTRA = 0.0015
 # A run of fewer bytes of nibbles is coded by short16: smaller, and its slower decoding does not weigh anything yet.
 SHORT_NBYTES, SHORT_NIBBLES = 1 << 15, 1 << 17  # the second where nibbles are coded as such in any case
