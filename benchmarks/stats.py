@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -102,9 +102,10 @@ def inside(model: Path, rounds: int) -> tuple[float, float]:
             sum(run(lambda name: gzip_nbytes(file.raw(name)), names))
 
     stats(model, gzip=False)
-    times: list[list[float]] = [[], []]
+    calls: tuple[Callable[[], object], ...] = (gzip_alone, lambda: stats(model))
+    times: tuple[list[float], ...] = ([], [])
     for _ in range(rounds):
-        for call, found in zip((gzip_alone, lambda: stats(model)), times, strict=True):
+        for call, found in zip(calls, times, strict=True):
             began = time.perf_counter()
             call()
             found.append(time.perf_counter() - began)
