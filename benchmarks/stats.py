@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 
 from qzc.analysis.baselines import gzip_nbytes
-from qzc.deep_sample import SAMPLE_WEIGHTS, row_blocks
-from qzc.measure import stats
 from qzc.sources import open_source
+from qzc.statistics.deep_sample import SAMPLE_WEIGHTS, row_blocks
+from qzc.statistics.measure import stats
 from qzc.threads import thread_map
 
 RUN = "import resource, sys; from qzc.cli.main import run; code = run(sys.argv[1:]); "

@@ -13,7 +13,7 @@ from .progress import progress_bar
 from .sizes import size_text
 
 if TYPE_CHECKING:
-    from ..calibrate import CalibrateReport
+    from ..hf.calibrate import CalibrateReport
 
 TOKENS_PER_INPUT = 64  # of the widest layer: from here on the matrices are good enough to correct errors by
 
@@ -49,8 +49,8 @@ def command(model: Path, text: tuple[str, ...], output: Path, **options: Any) ->
     .npz (file.npz:NAME). Never calibrate on the text that you evaluate on. Interrupted, the same command goes on where it
     was. Needs torch and transformers: pip install 'qzc[hf]'
     """
-    from ..calibrate import CalibrateOptions, calibrate
-    from ..hf_text import WindowOptions
+    from ..hf.calibrate import CalibrateOptions, calibrate
+    from ..hf.text import WindowOptions
     from .render import print_json, printable
 
     chosen = CalibrateOptions(
@@ -91,7 +91,7 @@ def _warnings(report: CalibrateReport, whole: bool) -> list[str]:
 
 def _report_json(model: Path, report: CalibrateReport) -> dict[str, Any]:
     return {
-        "schema": "qzc.calibrate/1",
+        "schema": "qzc.hf.calibrate/1",
         "model": str(model),
         "output": str(report.output),
         "texts": list(report.windows.texts),

@@ -14,7 +14,7 @@ from .progress import progress_bar
 from .sizes import size_text
 
 if TYPE_CHECKING:
-    from ..evaluate import Estimate, EvalReport
+    from ..hf.evaluate import Estimate, EvalReport
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ def command(model: Path, text: tuple[str, ...], against: Path | None, **options:
     how far its embeddings, means over a window, turn away from the original's. TEXT is UTF-8, or token ids in .npy or .npz
     (file.npz:NAME). Needs torch and transformers: pip install 'qzc[hf]'
     """
-    from ..evaluate import EvalOptions, evaluate
-    from ..hf_text import WindowOptions
+    from ..hf.evaluate import EvalOptions, evaluate
+    from ..hf.text import WindowOptions
     from .render import Column, print_json, print_table
 
     chosen = EvalOptions(

@@ -62,12 +62,12 @@ def command(model: Path, output: Path, png: Path | None, bits: str, packed: Path
     Why weights look random to gzip, what trained weights have over random ones, why few bits are enough, what entropy coding
     adds on top, and what that means for tokens per second. The file needs no network and no scripts.
     """
-    from ..deep_stats import deep_stats, parse_precisions
     from ..formats.atomic import atomic_writer
-    from ..report_build import report_data
-    from ..report_html import report_html
-    from ..report_pareto import pareto_chart, read_pareto
-    from ..report_png import check_matplotlib, write_pngs
+    from ..reports.build import report_data
+    from ..reports.html import report_html
+    from ..reports.pareto import pareto_chart, read_pareto
+    from ..reports.png import check_matplotlib, write_pngs
+    from ..statistics.deep_stats import deep_stats, parse_precisions
 
     if png is not None:
         check_matplotlib()

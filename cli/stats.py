@@ -24,8 +24,8 @@ from .tables import Table, chosen_format, format_options, print_tables
 
 if TYPE_CHECKING:
     from ..analysis.tensor_stats import TensorStats
-    from ..deep_figures import DeepStats
-    from ..measure import ModelStats
+    from ..statistics.deep_figures import DeepStats
+    from ..statistics.measure import ModelStats
 
 SORT_KEYS = list(dict.fromkeys(column.key for columns in TENSORS.values() for column in columns))
 SECTIONS = ("precisions", "tensors", "floats", "entropies", "coders", "control", "fits", "grids")
@@ -110,11 +110,11 @@ def command(
     with progress_bar("measuring", quiet) as progress:
         common: dict[str, Any] = dict(lossless=lossless, gzip=not no_gzip, threads=threads, progress=progress)
         if not several and chosen == ["tensors"] and sample is None:
-            from ..measure import stats
+            from ..statistics.measure import stats
 
             measured: tuple[ModelStats, ...] = (stats(model, selection if given else None, **common),)
         else:
-            from ..deep_stats import PARTS, deep_stats
+            from ..statistics.deep_stats import PARTS, deep_stats
 
             parts = [part for part in PARTS if part in chosen]
             deep = deep_stats(model, several, selection if given else None, parts=parts, sample=sample, **common)
@@ -133,7 +133,7 @@ def command(
 
 def _several(options: dict[str, Any]) -> tuple[int, ...] | None:
     """Takes a list of precisions out of --bits, if it is one."""
-    from ..deep_stats import parse_precisions
+    from ..statistics.deep_stats import parse_precisions
 
     text = options["bits"].replace(" ", "")
     if len(text) == 1 or not _LIST.fullmatch(text):

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from ..analysis.code_models import ModelCost
     from ..analysis.code_stats import CodeStats
     from ..analysis.tensor_stats import Sizes, TensorStats
-    from ..deep_figures import CodeFigures, ControlFigures, Precision
-    from ..measure import ModelStats
+    from ..statistics.deep_figures import CodeFigures, ControlFigures, Precision
+    from ..statistics.measure import ModelStats
 
 
 @dataclass(frozen=True)

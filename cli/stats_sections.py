@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..analysis.equal_snr import EqualSnr
-from ..deep_grids import REFERENCE
+from ..statistics.deep_grids import REFERENCE
 from . import stats_columns as columns
 from .render import Column
 from .tables import Table
 
 if TYPE_CHECKING:
     from ..analysis.weight_fit import WeightFit
-    from ..deep_figures import DeepStats
+    from ..statistics.deep_figures import DeepStats
 
 CODERS = {
     "huffman_symbol": "huffman, per code",

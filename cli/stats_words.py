@@ -9,8 +9,8 @@ from .sizes import size_text
 if TYPE_CHECKING:
     from ..analysis.code_stats import LosslessStats
     from ..analysis.tensor_stats import TensorStats
-    from ..deep_figures import DeepStats
-    from ..measure import ModelStats
+    from ..statistics.deep_figures import DeepStats
+    from ..statistics.measure import ModelStats
 
 POOR_SNR_DB = 10.0  # every tenth of the weights' energy is then noise: even 3 bits per row do better
 

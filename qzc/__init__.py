@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     )
     from .codec.rate_tensor import LevelTensor
     from .codec.tensor import QuantizationArgs, QuantizedTensor
-    from .measure import stats
     from .model import Model, load_file, open
     from .packer import PackOptions, PackReport, pack, plan
     from .quantize.select import Selection, parse_bits
     from .rating import RateOptions
     from .save import save_file
+    from .statistics.measure import stats
     from .unpacker import unpack
     from .verifier import verify
 
@@ -76,7 +76,7 @@ _ROOMS = {
     ".quantize.select": "Selection parse_bits",
     ".rating": "RateOptions",
     ".save": "save_file",
-    ".measure": "stats",
+    ".statistics.measure": "stats",
     ".unpacker": "unpack",
     ".verifier": "verify",
 }

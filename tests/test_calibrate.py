@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 import qzc
-from qzc.calibrate import CalibrateOptions, calibrate
 from qzc.calibration import Calibration, fingerprint
-from qzc.hf_inputs import InputSums
-from qzc.hf_text import WindowOptions
+from qzc.hf.calibrate import CalibrateOptions, calibrate
+from qzc.hf.inputs import InputSums
+from qzc.hf.text import WindowOptions
 from tests.command_line import inside, ok
 from tests.shards import shard
 
@@ -34,7 +34,7 @@ OPTIONS = CalibrateOptions(WINDOWS, threads=1)
 def passes_of_three() -> Iterator[None]:
     """Several forward passes, the last one with fewer windows."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qzc.calibrate.PASS_TOKENS", 3 * WINDOWS.length)
+        patch.setattr("qzc.hf.calibrate.PASS_TOKENS", 3 * WINDOWS.length)
         yield
 
 

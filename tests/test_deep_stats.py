@@ -16,15 +16,15 @@ from scipy import stats as scipy_stats
 
 from qzc.analysis.baselines import gzip_nbytes, zstd_nbytes
 from qzc.codec.errors import InvalidArgumentError, UnsupportedError
-from qzc.deep_figures import DeepStats
-from qzc.deep_sample import row_blocks, take_bytes, take_part
-from qzc.deep_stats import deep_stats, parse_precisions
 from qzc.formats.safetensors import SafetensorsFile, place, write_safetensors
-from qzc.measure import stats
 from qzc.packer import PackOptions, pack
 from qzc.quantize.grid import grid_for
 from qzc.quantize.rtn import quantize
 from qzc.quantize.select import Selection, parse_bits
+from qzc.statistics.deep_figures import DeepStats
+from qzc.statistics.deep_sample import row_blocks, take_bytes, take_part
+from qzc.statistics.deep_stats import deep_stats, parse_precisions
+from qzc.statistics.measure import stats
 
 
 def save(path: Path, tensors: dict[str, NDArray[Any]]) -> Path:
@@ -287,7 +287,7 @@ def test_a_7b_model_stays_below_1_gb(tmp_path: Path) -> None:
             file.seek(start + begin)
             file.write(random[i : i + min(1 << 15, (end - begin) // 2)].tobytes())
     code = (
-        "import resource, sys; from qzc.deep_stats import deep_stats; s = deep_stats(sys.argv[1], (4,), gzip=False);"
+        "import resource, sys; from qzc.statistics.deep_stats import deep_stats; s = deep_stats(sys.argv[1], (4,), gzip=False);"
         "print(s.sample, len(s.tensors), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)

@@ -12,8 +12,8 @@ import pytest
 from numpy.typing import NDArray
 
 import qzc
-from qzc.evaluate import Z95, Estimate, EvalOptions, EvalReport, estimate, evaluate
-from qzc.hf_text import WindowOptions
+from qzc.hf.evaluate import Z95, Estimate, EvalOptions, EvalReport, estimate, evaluate
+from qzc.hf.text import WindowOptions
 from qzc.packer import PackOptions
 from tests.command_line import inside, ok
 
@@ -44,8 +44,8 @@ def small_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def small_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several forward passes, and several slices of the logits of each."""
-    monkeypatch.setattr("qzc.evaluate.PASS_TOKENS", 3 * LENGTH)
-    monkeypatch.setattr("qzc.evaluate.SLICE", 5 * VOCABULARY)
+    monkeypatch.setattr("qzc.hf.evaluate.PASS_TOKENS", 3 * LENGTH)
+    monkeypatch.setattr("qzc.hf.evaluate.SLICE", 5 * VOCABULARY)
 
 
 def packed(folder: Path, target: Path, bits: int | None) -> Path:

@@ -11,9 +11,9 @@ import pytest
 from numpy.typing import NDArray
 
 import qzc
-from qzc.calibrate import calibrate
-from qzc.evaluate import evaluate
-from qzc.hf_text import CHARACTERS, WindowOptions, read_windows
+from qzc.hf.calibrate import calibrate
+from qzc.hf.evaluate import evaluate
+from qzc.hf.text import CHARACTERS, WindowOptions, read_windows
 from tests.command_line import Argument, inside
 from tests.shards import files_in
 

@@ -15,16 +15,16 @@ from click.testing import CliRunner
 from qzc.analysis.devices import DEVICES
 from qzc.analysis.roofline import roofline
 from qzc.cli.report import command
-from qzc.deep_figures import DeepStats
-from qzc.deep_stats import deep_stats
-from qzc.deep_totals import deep_totals
-from qzc.report_axes import log_ticks, number, short, ticks
-from qzc.report_build import report_data
-from qzc.report_charts import heat_place
-from qzc.report_data import Bars, Heat, Line, Lines, Strip, Table
-from qzc.report_html import report_html
-from qzc.report_svg import chart_svg, ramp
+from qzc.reports.axes import log_ticks, number, short, ticks
+from qzc.reports.build import report_data
+from qzc.reports.charts import heat_place
+from qzc.reports.data import Bars, Heat, Line, Lines, Strip, Table
+from qzc.reports.html import report_html
+from qzc.reports.svg import chart_svg, ramp
 from qzc.roofline import model_facts, weight_formats
+from qzc.statistics.deep_figures import DeepStats
+from qzc.statistics.deep_stats import deep_stats
+from qzc.statistics.deep_totals import deep_totals
 
 CHARTS = ["planes", "control", "sizes", "histograms", "efficiency", "layers", "quality", "equal-snr", "roofline"]
 VOID = {"meta", "link", "br", "hr", "img", "input"}

@@ -10,8 +10,8 @@ from click.testing import CliRunner
 
 from qzc.cli.report import command
 from qzc.codec.errors import FileAccessError, InvalidArgumentError
-from qzc.report_pareto import ParetoPoint, pareto_chart, read_pareto
-from qzc.report_svg import chart_svg
+from qzc.reports.pareto import ParetoPoint, pareto_chart, read_pareto
+from qzc.reports.svg import chart_svg
 
 POINTS: list[dict[str, Any]] = [
     {"method": "rtn", "bits_per_weight": 4.1, "nbytes": 1000, "kl": 0.02, "extra": "x"},

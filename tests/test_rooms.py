@@ -82,7 +82,8 @@ def offences(source: str, room: str, package: list[str]) -> list[str]:
 def python_files(room: str) -> list[Path]:
     """The modules of a room. The front door's folder also shows the rooms, as links."""
     folder = ROOT / room
-    return sorted(folder.glob("*.py") if room == FRONT else folder.rglob("*.py"))
+    links = {folder / name for name in ROOMS}
+    return sorted(path for path in folder.rglob("*.py") if not links & set(path.parents))
 
 
 def package_of(path: Path) -> list[str]:

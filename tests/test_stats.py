@@ -23,12 +23,12 @@ from qzc.cli.stats import command
 from qzc.cli.stats_columns import CODERS as CODER_COLUMNS
 from qzc.cli.stats_columns import CONTROL, ENTROPIES, FITS, FLOATS, PRECISIONS, TENSORS
 from qzc.codec.errors import InvalidArgumentError
-from qzc.deep_figures import CODERS
 from qzc.formats.reader import Reader
 from qzc.formats.safetensors import SafetensorsFile
-from qzc.measure import ModelStats, stats
 from qzc.packer import PackOptions, pack
 from qzc.quantize.select import Selection, parse_bits
+from qzc.statistics.deep_figures import CODERS
+from qzc.statistics.measure import ModelStats, stats
 
 SECTION_COLUMNS: list[Any] = [PRECISIONS, ENTROPIES, CODER_COLUMNS, FLOATS, FITS, CONTROL]
 SELECTIONS = {

@@ -11,10 +11,10 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from .codec.errors import InvalidArgumentError
-from .report_axes import number
-from .report_data import Line, Lines, Table
-from .roofline import read_text
+from ..codec.errors import InvalidArgumentError
+from ..roofline import read_text
+from .axes import number
+from .data import Line, Lines, Table
 
 SCHEMA = "qzc.pareto/1"
 METRICS = {

@@ -9,16 +9,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .analysis.tensor_stats import TensorStats, totals
-from .codec.records import Records
+from ..analysis.tensor_stats import TensorStats, totals
+from ..codec.records import Records
+from ..formats.writer import Writer
+from ..lossless import plan_lossless
+from ..planner import FilePlan, PlannedTensor, plan_file
+from ..quantize.select import BitsRule, Selection
+from ..sources import SourceTensors
+from .coded import Coded, code_lossless, file_stats, planned_stats
 from .deep_tasks import Options
-from .formats.writer import Writer
-from .lossless import plan_lossless
 from .measure import ModelStats, without_bad
-from .measure_coded import Coded, code_lossless, file_stats, planned_stats
-from .planner import FilePlan, PlannedTensor, plan_file
-from .quantize.select import BitsRule, Selection
-from .sources import SourceTensors
 
 Results = Mapping[tuple[str, str, int | None], Any]
 

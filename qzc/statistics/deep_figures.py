@@ -8,13 +8,13 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .analysis.code_models import CodeModels
-from .analysis.code_stats import CodeStats
-from .analysis.control import Law
-from .analysis.equal_snr import EqualSnr, RatePoint
-from .analysis.float_fields import FloatFields
-from .analysis.tensor_stats import Totals
-from .analysis.weight_fit import WeightFit
+from ..analysis.code_models import CodeModels
+from ..analysis.code_stats import CodeStats
+from ..analysis.control import Law
+from ..analysis.equal_snr import EqualSnr, RatePoint
+from ..analysis.float_fields import FloatFields
+from ..analysis.tensor_stats import Totals
+from ..analysis.weight_fit import WeightFit
 
 if TYPE_CHECKING:
     from .measure import ModelStats
@@ -249,7 +249,7 @@ class DeepStats:
 
     def to_json(self) -> dict[str, Any]:
         """A document of the schema `qzc.stats/2`: figures that do not exist are null."""
-        from .stats_document import stats_document
+        from .document import stats_document
 
         return stats_document(self.precisions, self)
 

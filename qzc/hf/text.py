@@ -12,8 +12,8 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from .codec.errors import InvalidArgumentError, UnsupportedError
-from .formats.access import naming_os_errors, open_input
+from ..codec.errors import InvalidArgumentError, UnsupportedError
+from ..formats.access import naming_os_errors, open_input
 
 ARRAYS = (".npy", ".npz")
 CHARACTERS = 8  # per token, to begin with: long texts are not tokenized further than they are used

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .codec.tensor import matrix_shape
+from ..codec.tensor import matrix_shape
 
 BLOCKS = 16
 ALL_WEIGHTS = 1 << 28  # models of up to so many weights are measured in full unless a sample is asked for

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .analysis.equal_snr import EqualSnr
-from .deep_figures import DeepStats, Precision
-from .deep_grids import REFERENCE, STEP
+from ..analysis.equal_snr import EqualSnr
+from ..statistics.deep_figures import DeepStats, Precision
+from ..statistics.deep_grids import REFERENCE, STEP
 
 ALIKE = 1.1  # ratios and entropies that differ by less than this factor tell the same story
 

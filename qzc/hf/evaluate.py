@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .codec.errors import InvalidArgumentError
-from .hf_model import HfModel, import_hf, load_model, open_hf, running
-from .hf_text import WindowOptions, Windows, read_windows
-from .progress import Progress
+from ..codec.errors import InvalidArgumentError
+from ..progress import Progress
+from .model import HfModel, import_hf, load_model, open_hf, running
+from .text import WindowOptions, Windows, read_windows
 
 PASS_TOKENS = 2048  # in one forward pass, or one window if that is more
 SLICE = 1 << 22  # logits that are widened to float64 at once

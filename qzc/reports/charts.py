@@ -8,13 +8,13 @@ from math import floor, log10
 
 import numpy as np
 
-from .analysis.roofline import Roofline
-from .analysis.weight_fit import Law, code_shares
-from .deep_figures import CODERS, CodeFigures, ControlFigures, DeepStats, Precision, TensorFigures
-from .deep_grids import REFERENCE
-from .report_axes import number
-from .report_data import Bars, Heat, Histograms, Line, Lines, Panel, Planes, Strip, Table
-from .report_words import level_of, size_words
+from ..analysis.roofline import Roofline
+from ..analysis.weight_fit import Law, code_shares
+from ..statistics.deep_figures import CODERS, CodeFigures, ControlFigures, DeepStats, Precision, TensorFigures
+from ..statistics.deep_grids import REFERENCE
+from .axes import number
+from .data import Bars, Heat, Histograms, Line, Lines, Panel, Planes, Strip, Table
+from .words import level_of, size_words
 
 CODER_NAMES = {
     "huffman_symbol": "Huffman, per code",

@@ -14,12 +14,12 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from .codec.errors import InvalidArgumentError, UnsupportedError
-from .formats.checkpoint import Checkpoint, Kind, is_qzc, open_checkpoint
-from .formats.safetensors import SafetensorsFile
-from .model import Model, load_file
-from .sources import open_source
-from .threads import thread_count
+from ..codec.errors import InvalidArgumentError, UnsupportedError
+from ..formats.checkpoint import Checkpoint, Kind, is_qzc, open_checkpoint
+from ..formats.safetensors import SafetensorsFile
+from ..model import Model, load_file
+from ..sources import open_source
+from ..threads import thread_count
 
 Task = Literal["causal", "encoder"]
 

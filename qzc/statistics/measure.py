@@ -11,24 +11,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from .analysis.baselines import gzip_nbytes, zstd_nbytes
-from .analysis.distortion import weight_distortion
-from .analysis.tensor_stats import TensorStats, Totals, totals
-from .codec.chunks import CHUNK_CODES
-from .codec.errors import InvalidArgumentError
-from .codec.records import Records
-from .codec.run_map import RunMap
-from .formats.checkpoint import is_qzc, open_checkpoint
-from .lossless import plan_lossless
-from .measure_coded import Coded, code_lossless, code_tensor, file_stats
-from .measure_packed import packed_stats
-from .packer import LARGE
-from .planner import FilePlan, PlannedTensor, plan_file
-from .progress import Progress
-from .quantize.rtn import NonFiniteError, quantize
-from .quantize.select import BitsRule, Selection
-from .sources import SourceTensors, find_layout, open_source
-from .threads import thread_map
+from ..analysis.baselines import gzip_nbytes, zstd_nbytes
+from ..analysis.distortion import weight_distortion
+from ..analysis.tensor_stats import TensorStats, Totals, totals
+from ..codec.chunks import CHUNK_CODES
+from ..codec.errors import InvalidArgumentError
+from ..codec.records import Records
+from ..codec.run_map import RunMap
+from ..formats.checkpoint import is_qzc, open_checkpoint
+from ..lossless import plan_lossless
+from ..packer import LARGE
+from ..planner import FilePlan, PlannedTensor, plan_file
+from ..progress import Progress
+from ..quantize.rtn import NonFiniteError, quantize
+from ..quantize.select import BitsRule, Selection
+from ..sources import SourceTensors, find_layout, open_source
+from ..threads import thread_map
+from .coded import Coded, code_lossless, code_tensor, file_stats
+from .packed import packed_stats
 
 NOT_FINITE = "has NaN or Inf"
 
@@ -48,7 +48,7 @@ class ModelStats:
 
     def to_json(self) -> dict[str, Any]:
         """A document of the schema `qzc.stats/2`: sizes are exact integers, figures that do not exist are null."""
-        from .stats_document import stats_document
+        from .document import stats_document
 
         return stats_document([self])
 

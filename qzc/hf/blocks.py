@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .hf_inputs import Stop
-from .hf_model import HfModel, Weights, checkpoint_names, drop_pooler, import_hf, skeleton, to_torch
+from .inputs import Stop
+from .model import HfModel, Weights, checkpoint_names, drop_pooler, import_hf, skeleton, to_torch
 
 
 class NotInBlocks(Exception):

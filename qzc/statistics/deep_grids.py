@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .analysis.code_models import contexts_cost
-from .analysis.code_stats import CodedSize
-from .analysis.distortion import Distortion, weight_distortion
-from .analysis.entropy import shannon_entropy
-from .analysis.equal_snr import RatePoint
-from .codec.chunks import CHUNK_CODES
-from .codec.histogram import code_counts
-from .codec.planes import encode_tensor
-from .codec.tensor import QuantizationArgs, QuantizedTensor
+from ..analysis.code_models import contexts_cost
+from ..analysis.code_stats import CodedSize
+from ..analysis.distortion import Distortion, weight_distortion
+from ..analysis.entropy import shannon_entropy
+from ..analysis.equal_snr import RatePoint
+from ..codec.chunks import CHUNK_CODES
+from ..codec.histogram import code_counts
+from ..codec.planes import encode_tensor
+from ..codec.tensor import QuantizationArgs, QuantizedTensor
+from ..quantize.rtn import float32_weights, quantize
+from .coded import coded_size
 from .deep_figures import GridCurve
 from .deep_sample import Part, take_part, with_extremes
-from .measure_coded import coded_size
-from .quantize.rtn import float32_weights, quantize
 
 GRID_WEIGHTS = 1 << 18  # of each tensor
 REFERENCE = "group 128 mse"  # the default grid up to 4 bits: the others are read at its SNRs

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .codec.errors import InvalidArgumentError
-from .hf_model import import_hf
+from ..codec.errors import InvalidArgumentError
+from .model import import_hf
 
 RECENT = 16  # inputs that are kept to be compared with: layers that share one follow each other
 

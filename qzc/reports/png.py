@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .codec.errors import UnsupportedError
-from .formats.access import naming_os_errors
-from .report_data import AnyChart, Bars, Heat, Histograms, Lines, Planes, ReportData, Strip
+from ..codec.errors import UnsupportedError
+from ..formats.access import naming_os_errors
+from .data import AnyChart, Bars, Heat, Histograms, Lines, Planes, ReportData, Strip
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#a67c00", "#3a9bd5", "#555555", "#000000")
 MARKERS = ("o", "s", "^", "D")

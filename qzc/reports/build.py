@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from . import report_charts as charts
-from . import report_words as words
-from .analysis.roofline import Roofline
-from .deep_figures import DeepStats
-from .report_data import AnyChart, Lines, ReportData
+from ..analysis.roofline import Roofline
+from ..statistics.deep_figures import DeepStats
+from . import charts, words
+from .data import AnyChart, Lines, ReportData
 
 
 def report_data(

@@ -12,25 +12,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .analysis.equal_snr import equal_snr
-from .analysis.float_fields import FORMATS
-from .analysis.tensor_stats import TensorStats
-from .codec.chunks import CHUNK_CODES
-from .codec.errors import InvalidArgumentError, UnsupportedError
-from .codec.records import Records
+from ..analysis.equal_snr import equal_snr
+from ..analysis.float_fields import FORMATS
+from ..analysis.tensor_stats import TensorStats
+from ..codec.chunks import CHUNK_CODES
+from ..codec.errors import InvalidArgumentError, UnsupportedError
+from ..codec.records import Records
+from ..formats.checkpoint import is_qzc, open_checkpoint
+from ..planner import PlannedTensor
+from ..progress import Progress
+from ..quantize.select import Selection
+from ..sources import find_layout, open_source
+from ..threads import thread_map
 from .deep_figures import CodeFigures, DeepStats, TensorFigures
 from .deep_files import DeepFile, Results, file_at, plan_at
 from .deep_grids import REFERENCE, GridPoint, grid_curves
 from .deep_sample import sample_size
 from .deep_tasks import CONTROL_WEIGHTS, Options, Task, work
 from .deep_totals import deep_totals
-from .formats.checkpoint import is_qzc, open_checkpoint
 from .measure import choose, one_precision
-from .planner import PlannedTensor
-from .progress import Progress
-from .quantize.select import Selection
-from .sources import find_layout, open_source
-from .threads import thread_map
 
 PRECISIONS = (2, 3, 4, 5, 6, 8)
 PARTS = ("floats", "fits", "entropies", "coders", "control", "grids")

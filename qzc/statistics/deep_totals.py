@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from .analysis.code_models import combine
-from .analysis.code_stats import CodeStats, sum_known
-from .analysis.control import Law
-from .analysis.float_fields import add_fields
-from .analysis.weight_fit import WeightFit, mean_fit
+from ..analysis.code_models import combine
+from ..analysis.code_stats import CodeStats, sum_known
+from ..analysis.control import Law
+from ..analysis.float_fields import add_fields
+from ..analysis.weight_fit import WeightFit, mean_fit
 from .deep_figures import CodeFigures, ControlFigures, DeepTotals, Precision, TensorFigures
 from .measure import ModelStats
 

@@ -10,26 +10,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .analysis.baselines import zstd_nbytes
-from .analysis.code_stats import CodedSize, CodeStats, LosslessStats
-from .analysis.distortion import Distortion
-from .analysis.entropy import level_bits, shannon_entropy
-from .analysis.float_fields import FORMATS, FloatFields, count_words, float_fields
-from .analysis.tensor_stats import Sizes, TensorStats
-from .codec.chunk_index import CHUNK_START
-from .codec.chunks import CHUNK_DTYPE, EncodedChunk
-from .codec.coder import CODERS
-from .codec.histogram import code_counts
-from .codec.palette import indices
-from .codec.planes import EncodedTensor, encode_tensor
-from .codec.records import split
-from .codec.run_map import RunMap
-from .codec.tensor import QuantizedTensor
-from .formats.profile import SourceFile
-from .formats.writer import Layout, Writer
-from .lossless import Lossless, encode_lossless
-from .planner import FilePlan, PlannedTensor
-from .sources import SourceTensors
+from ..analysis.baselines import zstd_nbytes
+from ..analysis.code_stats import CodedSize, CodeStats, LosslessStats
+from ..analysis.distortion import Distortion
+from ..analysis.entropy import level_bits, shannon_entropy
+from ..analysis.float_fields import FORMATS, FloatFields, count_words, float_fields
+from ..analysis.tensor_stats import Sizes, TensorStats
+from ..codec.chunk_index import CHUNK_START
+from ..codec.chunks import CHUNK_DTYPE, EncodedChunk
+from ..codec.coder import CODERS
+from ..codec.histogram import code_counts
+from ..codec.palette import indices
+from ..codec.planes import EncodedTensor, encode_tensor
+from ..codec.records import split
+from ..codec.run_map import RunMap
+from ..codec.tensor import QuantizedTensor
+from ..formats.profile import SourceFile
+from ..formats.writer import Layout, Writer
+from ..lossless import Lossless, encode_lossless
+from ..planner import FilePlan, PlannedTensor
+from ..sources import SourceTensors
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,18 +15,18 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from .calibration import FORMAT, VERSION, fingerprint
-from .codec.errors import CorruptionError, FileAccessError, UnsupportedError
-from .formats.access import naming_os_errors
-from .formats.atomic import atomic_writer
-from .formats.dtypes import file_bytes
-from .formats.safetensors import SafetensorsFile, place, write_safetensors
-from .hf_blocks import Blocks, NotInBlocks
-from .hf_inputs import InputStatistics, InputSums, Stop
-from .hf_model import HfModel, Weights, checkpoint_names, import_hf, load_model, open_hf, running
-from .hf_text import WindowOptions, Windows, read_windows
-from .progress import Progress
-from .version import VERSION as QZC_VERSION
+from ..calibration import FORMAT, VERSION, fingerprint
+from ..codec.errors import CorruptionError, FileAccessError, UnsupportedError
+from ..formats.access import naming_os_errors
+from ..formats.atomic import atomic_writer
+from ..formats.dtypes import file_bytes
+from ..formats.safetensors import SafetensorsFile, place, write_safetensors
+from ..progress import Progress
+from ..version import VERSION as QZC_VERSION
+from .blocks import Blocks, NotInBlocks
+from .inputs import InputStatistics, InputSums, Stop
+from .model import HfModel, Weights, checkpoint_names, import_hf, load_model, open_hf, running
+from .text import WindowOptions, Windows, read_windows
 
 PASS_TOKENS = 2048  # in one forward pass, or one window if that is more
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from .report_axes import linear, log_ticks, logarithmic, number, short, ticks
-from .report_data import AnyChart, Bars, Chart, Heat, Histograms, Lines, Panel, Planes, Strip
+from .axes import linear, log_ticks, logarithmic, number, short, ticks
+from .data import AnyChart, Bars, Chart, Heat, Histograms, Lines, Panel, Planes, Strip
 
 WIDTH = 760
 LABEL = 200  # pixels for labels at the left

@@ -6,14 +6,14 @@ from collections.abc import Callable, Hashable, Sequence
 from math import prod
 from pathlib import Path
 
-from .analysis.code_stats import CodedSize, LosslessStats
-from .analysis.entropy import shannon_entropy
-from .analysis.tensor_stats import Sizes, TensorStats
-from .codec.histogram import code_counts
-from .codec.run_map import RunMap
-from .formats.dtypes import bits_of
-from .formats.reader import Reader
-from .measure_coded import code_stats, fields_of, plane_size, with_planes
+from ..analysis.code_stats import CodedSize, LosslessStats
+from ..analysis.entropy import shannon_entropy
+from ..analysis.tensor_stats import Sizes, TensorStats
+from ..codec.histogram import code_counts
+from ..codec.run_map import RunMap
+from ..formats.dtypes import bits_of
+from ..formats.reader import Reader
+from .coded import code_stats, fields_of, plane_size, with_planes
 
 
 def packed_stats(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from html import escape
 
-from .report_data import AnyChart, ReportData, Table
-from .report_svg import chart_svg
-from .version import VERSION
+from ..version import VERSION
+from .data import AnyChart, ReportData, Table
+from .svg import chart_svg
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; on dark ground lighter where they would vanish.
 _LIGHT = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#a67c00", "#3a9bd5", "#555555", "#000000")

@@ -10,24 +10,24 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from .analysis.baselines import gzip_nbytes, zstd_nbytes
-from .analysis.code_models import code_models, sampling_error
-from .analysis.control import LAWS, Law, draw
-from .analysis.distortion import weight_distortion
-from .analysis.efficiency import huffman_bits
-from .analysis.entropy import shannon_entropy
-from .analysis.float_fields import FORMATS
-from .analysis.weight_fit import weight_fit
-from .codec.histogram import code_counts
-from .codec.packing import unpack_codes
-from .codec.tensor import QuantizedTensor
+from ..analysis.baselines import gzip_nbytes, zstd_nbytes
+from ..analysis.code_models import code_models, sampling_error
+from ..analysis.control import LAWS, Law, draw
+from ..analysis.distortion import weight_distortion
+from ..analysis.efficiency import huffman_bits
+from ..analysis.entropy import shannon_entropy
+from ..analysis.float_fields import FORMATS
+from ..analysis.weight_fit import weight_fit
+from ..codec.histogram import code_counts
+from ..codec.packing import unpack_codes
+from ..codec.tensor import QuantizedTensor
+from ..planner import PlannedTensor
+from ..quantize.rtn import NonFiniteError, quantize
+from ..sources import SourceTensors
+from .coded import Coded, code_lossless, code_tensor, fields_of
 from .deep_figures import CodeFigures, ControlFigures
 from .deep_grids import measure_grids
 from .deep_sample import Part, take_bytes, take_part, with_extremes
-from .measure_coded import Coded, code_lossless, code_tensor, fields_of
-from .planner import PlannedTensor
-from .quantize.rtn import NonFiniteError, quantize
-from .sources import SourceTensors
 
 CONTROL_WEIGHTS = 1 << 18  # of each tensor: noise is noise, more of it tells nothing new
 

@@ -1,0 +1,1 @@
+"""`qzc report`: a page of charts and words about the statistics of a model."""

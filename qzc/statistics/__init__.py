@@ -1,0 +1,1 @@
+"""`qzc stats`: what a file holds or would hold, measured tensor by tensor."""
