@@ -16,13 +16,16 @@ from .coder import CODERS, Coder, Table, coder_for
 from .constant import CONSTANT
 from .errors import CorruptionError, InvalidArgumentError, UnsupportedError, VerificationError
 from .escape16 import ESCAPE16
+from .histogram import nibble_counts
 from .likely_counts import likely_counts
 from .model import FrequencyTable
 from .nibbles import WORTH_BYTES, encode_nibbles, nibble_tables
 from .raw import RAW
 from .run_map import RunMap
 from .short16 import PRECISION as SHORT_PRECISION
-from .short16 import SHORT16
+from .short16 import SHORT16, lanes_for
+from .short256 import SHORT256
+from .short_runs import better_table
 from .split8 import RAW_BITS, SPLIT8
 from .tensor import packed_nbytes
 
@@ -34,6 +37,9 @@ CHUNK_ALIGNMENT = 256  # codes: every chunk of a run but the last holds a multip
 EXTRA = 0.0015
 # A run of fewer bytes of nibbles is coded by short16: smaller, and its slower decoding does not weigh anything yet.
 SHORT_NBYTES, SHORT_NIBBLES = 1 << 15, 1 << 17  # the second where nibbles are coded as such in any case
+SHORT_BYTES = (
+    1 << 17
+)  # runs of fewer bytes may be coded by short256: some 0.3 % smaller, decoded in three times the time
 ESCAPES_BITS = 32  # the number of escapes in a chunk of escape16
 
 # A row of the chunk index (SPEC section 4).
@@ -99,9 +105,10 @@ def encode_run(
 ) -> list[EncodedChunk]:
     """Code a packed run (uint8 `[packed_nbytes(codes, storage_bits)]`) with `ans`, `huffman` or `raw`.
 
-    `ans` codes nibbles (ans16, or short16 if they are few) where they have at most 4 bits and pairs of them are not notably cheaper, else bytes: by
-    their high nibbles (split8) or by the likely ones (escape16) where that is smaller, tables included, or above the entropy
-    by no more than a share of `extra`, for both are fast; or else whole (ans256). Without `pairs` nibbles are coded as such.
+    `ans` codes nibbles where they have at most 4 bits and pairs of them are not notably cheaper, else bytes: by their high
+    nibbles (split8) or by the likely ones (escape16) where that is smaller, tables included, or above the entropy by no more
+    than a share of `extra`, for both are fast; or else whole (ans256). Without `pairs` nibbles are coded as such. Short runs
+    of one chunk are coded by short16 and short256, where that is smaller by more than `extra`, or the others too inexact.
     Each chunk gets its own frequency table or shares one with others of the run, whichever makes the sum of payloads
     and tables smaller. A chunk whose bytes are all the same becomes constant, one that would not shrink stays raw.
     `run` maps a function over pieces of the run, in threads if it likes; the result does not depend on it.
@@ -117,17 +124,24 @@ def encode_run(
     room = np.empty(packed.size, np.uint8)
     source = read_only(packed)
     if coder is ANS16 and len(plan) == 1 and packed.size < (SHORT_NBYTES if pairs else SHORT_NIBBLES):
-        return _encode_short(source, codes, room, verify)
+        return _encode_short(source, codes, storage_bits, room, pairs, verify)
     if coder is ANS16 and plan:
         places = [0, *(packed_nbytes(b, storage_bits) for _, b in plan)]
         bounds = np.array(places, np.int64)
         frequencies = nibble_tables(source, bounds, run, pairs)
         if frequencies is not None:
-            return _encode_by_nibbles(source, places, bounds, [b - a for a, b in plan], frequencies, room, run, verify)
+            chunks = _encode_by_nibbles(
+                source, places, bounds, [b - a for a, b in plan], frequencies, room, run, verify
+            )
+            # Where nibbles are worth less than two bits, 8 bits of probability may be too few.
+            if len(chunks) == 1 and 2 * len(chunks[0].payload) < packed.size < SHORT_NIBBLES:
+                chunks = _shorter(SHORT16, chunks[0], source, nibble_counts(source), storage_bits, EXTRA, room, verify)
+            return chunks
     buffers = [source[a * storage_bits // 8 : packed_nbytes(b, storage_bits)] for a, b in plan]
     tables: list[Table | None] = [None] * len(buffers)
     if coder.table_nbytes:
-        coder, tables = _choose_tables(coder, list(run(likely_counts, buffers)), run, extra)
+        counts = list(run(likely_counts, buffers))
+        coder, tables = _choose_tables(coder, counts, run, extra)
 
     def encode(index: int) -> EncodedChunk:
         start, stop = plan[index]
@@ -138,18 +152,50 @@ def encode_run(
             _verify(chunk, buffers[index])
         return chunk
 
-    chunks = list(run(encode, range(len(buffers))))
-    return _drop_useless_tables(coder, chunks, buffers)
+    chunks = _drop_useless_tables(coder, list(run(encode, range(len(buffers)))), buffers)
+    if choice == "ans" and len(plan) == 1 and packed.size < SHORT_BYTES and coder is not ANS16:
+        chunks = _shorter(SHORT256, chunks[0], source, counts[0], storage_bits, extra, room, verify)
+    return chunks
 
 
-def _encode_short(packed: NDArray[np.uint8], codes: int, room: NDArray[np.uint8], verify: bool) -> list[EncodedChunk]:
+def _encode_short(
+    packed: NDArray[np.uint8], codes: int, storage_bits: int, room: NDArray[np.uint8], pairs: bool, verify: bool
+) -> list[EncodedChunk]:
     # By numpy: a few thousand nibbles are not worth the compilation of a kernel.
     counts = np.bincount(packed & 15, minlength=16) + np.bincount(packed >> 4, minlength=16)
     table = FrequencyTable.from_counts(counts, SHORT_PRECISION) if np.count_nonzero(counts) > 1 else None
-    chunk = _encode_chunk(SHORT16, table, packed, codes, room)
+    streams = lanes_for(table.cost_bits(counts)) if table else 0
+    chunk = _encode_chunk(SHORT16, table, packed, codes, room, streams)
     if verify:
         _verify(chunk, packed)
-    return _drop_useless_tables(SHORT16, [chunk], [packed])
+    chunks = _drop_useless_tables(SHORT16, [chunk], [packed])
+    if pairs and 4 * len(chunks[0].payload) < packed.size:  # a nibble is worth less than a bit
+        byte_counts = np.bincount(packed, minlength=256)
+        return _shorter(SHORT256, chunks[0], packed, byte_counts, storage_bits, 0.0, room, verify)
+    return chunks
+
+
+def _shorter(
+    coder: Coder,
+    chunk: EncodedChunk,
+    packed: NDArray[np.uint8],
+    counts: NDArray[np.int64],
+    storage_bits: int,
+    extra: float,
+    room: NDArray[np.uint8],
+    verify: bool,
+) -> list[EncodedChunk]:
+    """The only chunk of a short run, or what `coder` makes of it if that is better: see `better_table`."""
+    if chunk.coder == CONSTANT.id or packed.size == 1:
+        return [chunk]
+    nbytes = len(chunk.payload), len(chunk.payload) + len(chunk.table)
+    found = better_table(coder.id, *nbytes, counts, storage_bits, extra)
+    if found is None:
+        return [chunk]
+    chunk = _encode_chunk(coder, found[0], packed, chunk.codes, room, found[1])
+    if verify:
+        _verify(chunk, packed)
+    return [chunk]
 
 
 def _encode_by_nibbles(
@@ -257,19 +303,24 @@ def _own_or_shared(coder: Coder, counts: list[NDArray[np.int64]], run: RunMap) -
 
 
 def _encode_chunk(
-    coder: Coder, table: Table | None, buffer: NDArray[np.uint8], codes: int, out: NDArray[np.uint8]
+    coder: Coder,
+    table: Table | None,
+    buffer: NDArray[np.uint8],
+    codes: int,
+    out: NDArray[np.uint8],
+    streams: int | None = None,
 ) -> EncodedChunk:
     if coder.id == RAW.id or buffer.size == 1:
         return _chunk(codes, RAW, 0, b"", buffer)
     if buffer[0] == buffer[-1] and not (buffer != buffer[0]).any():
         return _chunk(codes, CONSTANT, 0, b"", CONSTANT.encode(buffer, None, 0))
-    streams = coder.default_streams(codes)
+    streams = coder.default_streams(codes) if streams is None else streams
     payload = coder.encode_fitted(buffer, table, streams)
     if payload.size >= buffer.size:
         return _chunk(codes, RAW, 0, b"", buffer)
     out = out[: payload.size]
     out[:] = payload
-    return _chunk(codes, coder, streams, table.to_bytes() if table else b"", out)
+    return _chunk(codes, coder, streams, table.to_bytes() if table and coder.bank else b"", out)
 
 
 def _chunk(codes: int, coder: Coder, streams: int, table: bytes, payload: NDArray[np.uint8]) -> EncodedChunk:

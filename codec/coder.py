@@ -18,6 +18,7 @@ from .huffman_code import CodeLengths
 from .model import FrequencyTable
 from .raw import RAW
 from .short16 import SHORT16
+from .short256 import SHORT256
 from .split8 import SPLIT8
 
 Table: TypeAlias = FrequencyTable | CodeLengths | EscapeTable
@@ -82,7 +83,7 @@ class Coder(Protocol):
 
 
 CODERS: dict[int, Coder] = {
-    coder.id: coder for coder in (RAW, CONSTANT, ANS16, ANS256, HUFFMAN, SPLIT8, ESCAPE16, SHORT16)
+    coder.id: coder for coder in (RAW, CONSTANT, ANS16, ANS256, HUFFMAN, SPLIT8, ESCAPE16, SHORT16, SHORT256)
 }
 
 CHOICES = ("ans", "huffman", "raw")

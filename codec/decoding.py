@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import palette as palettes
+from . import scaled_palette
 from .batch import CodedFile, CodeRange, Part, StoredPlane, Tasks, WholePlane, is_stored, plan_tasks, run_tasks
 from .code_order import Classes, code_order, run_ranges
 from .delta import restore
@@ -20,6 +21,7 @@ from .packing import pack_codes, slice_packed, unpack_codes
 from .planes import Plane, byte_planes, grid_planes
 from .records import Records, join, join_jobs, split
 from .run_map import RunMap
+from .scaled_palette import SCALES
 from .tensor import QuantizationArgs, QuantizedTensor, matrix_shape, packed_nbytes
 
 
@@ -43,7 +45,8 @@ class CodedGrid:
 
 @dataclass(frozen=True)
 class CodedBytes:
-    """A lossless tensor of `nbytes` bytes in a file. first: the number of its first plane; palette: how many values it has.
+    """A lossless tensor of `nbytes` bytes in a file. first: the number of its first plane; palette: how many values it has;
+    group: how many of its elements, of `dtype`, share a scale that the values are multiplied by (0: there are no scales).
 
     base: gives the bytes of the tensor that its deltas refer to. where: what messages begin with.
     """
@@ -55,10 +58,12 @@ class CodedBytes:
     palette: int
     base: Callable[[], NDArray[np.uint8]] | None
     where: str
+    group: int = 0
+    dtype: str = ""
 
     @property
     def planes(self) -> tuple[Plane, ...]:
-        return byte_planes(self.nbytes, self.records, self.palette)
+        return byte_planes(self.nbytes, self.records, self.palette, self.group)
 
 
 @dataclass(frozen=True)
@@ -206,11 +211,20 @@ def bytes_decoding(
 def _palette_parts(
     coded: CodedBytes, first: int, last: int, buffer: NDArray[np.uint8]
 ) -> tuple[list[Part], Callable[[], list[Callable[[], None]]]]:
-    indices, values = coded.planes
+    indices, values = coded.planes[:2]
     packed = np.empty(packed_nbytes(last - first, indices.width), np.uint8)
     numbers = CodeRange(coded.file, coded.first, indices.width, 0, first, last, packed)
     palette = np.empty(values.count, np.uint8)
     whole = WholePlane(coded.file, coded.first + 1, palette)
+    groups = (first // coded.group, -(-last // coded.group)) if coded.group else (0, 0)
+    scales = _fields(coded.file, coded.first + 2, SCALES, *groups, False) if coded.group else []
+
+    def scaled_jobs() -> list[Callable[[], None]]:
+        numbers.finish()
+        scale_bytes = np.empty((groups[1] - groups[0]) * 4, np.uint8)
+        join([scale.finish() for scale in scales], SCALES, scale_bytes)
+        floats, own = (part.view("<f4").astype(np.float32) for part in (palette, scale_bytes))
+        return scaled_palette.restore_jobs(packed, floats, own, coded.dtype, coded.group, buffer, first, coded.where)
 
     def jobs() -> list[Callable[[], None]]:
         numbers.finish()
@@ -219,7 +233,7 @@ def _palette_parts(
         palettes.restore(packed, palette.reshape(coded.palette, -1), buffer)
         return []
 
-    return [numbers, whole], jobs
+    return [numbers, whole, *scales], scaled_jobs if coded.group else jobs
 
 
 def _add_base(coded: CodedBytes, planes: list[NDArray[np.uint8]], base: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:

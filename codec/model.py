@@ -12,7 +12,8 @@ from .buffers import Buffer, read_only
 from .errors import CorruptionError, InvalidArgumentError
 
 PRECISION = {16: 8, 256: 12}  # number of symbols -> bits of precision
-KINDS = ((16, 8), (256, 12), (16, 12))  # symbols and bits of precision of the tables of the format
+KINDS = ((16, 8), (16, 12), *((256, bits) for bits in range(8, 16)))  # symbols, bits of precision: tables of the format
+LN2 = 0.6931471805599453
 UNITS = 1 << 20  # costs are sums of integers of this many units per bit: the same on every machine
 
 
@@ -20,7 +21,7 @@ UNITS = 1 << 20  # costs are sums of integers of this many units per bit: the sa
 class FrequencyTable:
     """Frequencies of 16 or 256 symbols: symbol s has probability `frequencies[s] / 2**precision`.
 
-    frequencies: uint16 `[16]` (precision 8 or 12) or `[256]` (precision 12), read-only. Their sum is 2**precision and each is
+    frequencies: uint16 `[16]` (precision 8 or 12) or `[256]` (precision 8 .. 15), read-only. Their sum is 2**precision and each is
     smaller than that. A symbol of frequency 0 cannot be coded.
     Raises InvalidArgumentError for others.
     """
@@ -152,3 +153,16 @@ def log_units() -> NDArray[np.int64]:
     logs: NDArray[np.int64] = 12 * UNITS - cost_units(12)
     logs[0] = 0
     return logs
+
+
+def entropy_bits(counts: NDArray[np.int64]) -> float:
+    """Bits that these counts (int64, below 2^31) are worth with a model that knows them exactly."""
+    used = np.append(counts[counts > 0], counts.sum())
+    exponents = np.frexp(used)[1].astype(np.int64) - 1
+    z = (used - (1 << exponents)) / (used + (1 << exponents))  # ln(m) = 2 artanh((m - 1) / (m + 1)), 1 <= m < 2
+    square, power, total = z * z, z.copy(), z.copy()
+    for n in range(3, 41, 2):
+        power = power * square
+        total = total + power / n
+    logs = exponents * UNITS + np.rint(total * (2.0 * UNITS / LN2)).astype(np.int64)
+    return int(used[-1] * logs[-1] - (used[:-1] * logs[:-1]).sum()) / UNITS

@@ -21,6 +21,7 @@ from .errors import InvalidArgumentError
 from .packing import pack_codes, unpack_codes
 from .records import Records, split
 from .run_map import RunMap
+from .scaled_palette import SCALES, ScaledPalette
 from .tensor import QuantizationArgs, QuantizedTensor, matrix_shape, packed_nbytes
 
 MAX_CHUNK_CODES = 1 << 24  # so that a small file cannot ask for much memory at once
@@ -82,11 +83,16 @@ def grid_planes(
     return (codes, *zero_points, *byte_planes(scales * scale.nbytes, scale))
 
 
-def byte_planes(nbytes: int, records: Records, palette: int = 0) -> tuple[Plane, ...]:
-    """The planes of `nbytes` bytes, a whole number of records; palette: how many values there are, if they are listed."""
+def byte_planes(nbytes: int, records: Records, palette: int = 0, group: int = 0) -> tuple[Plane, ...]:
+    """The planes of `nbytes` bytes, a whole number of records; palette: how many values there are, if they are listed; group:
+    how many elements share a scale, if the values have scales.
+    """
     if palette:
-        bits = palette_bits(palette)
-        return _one_run(bits, nbytes // records.nbytes), _one_run(8, palette * records.nbytes)
+        elements = nbytes // records.nbytes
+        codes = _one_run(palette_bits(palette), elements)
+        if group:
+            return codes, _one_run(8, palette * 4), *byte_planes(-(-elements // group) * 4, SCALES)
+        return codes, _one_run(8, palette * records.nbytes)
     counts = records.codes(nbytes)
     return tuple(_one_run(bits, count) for (bits, _), count in zip(records.fields, counts, strict=True))
 
@@ -165,6 +171,25 @@ def encode_palette(
     planes = byte_planes(nbytes, records, len(palette))
     chunks = coding.plane(planes[0], indices), coding.plane(planes[1], np.ascontiguousarray(palette).reshape(-1))
     return EncodedTensor(planes, chunks, records)
+
+
+def encode_scaled(
+    packed: Sequence[NDArray[np.uint8]],
+    nbytes: int,
+    palette: ScaledPalette,
+    coder: str,
+    chunk_codes: int,
+    *,
+    run: RunMap = map,
+    verify: bool = True,
+) -> EncodedTensor:
+    """Entropy-code a tensor of `nbytes` bytes that has few values but for scales: its planes, as `scaled_palette.split` gives
+    them. See `encode_tensor` for the rest.
+    """
+    coding = _Coding(coder, chunk_codes, run, verify)
+    planes = byte_planes(nbytes, palette.records, len(palette.values), palette.group)
+    chunks = tuple(coding.plane(plane, part) for plane, part in zip(planes, packed, strict=True))
+    return EncodedTensor(planes, chunks, palette.records)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""Coder 8: nibbles with probabilities of 12 bits in two lanes of rANS, for short buffers.
+"""Coder 8: nibbles with probabilities of 12 bits in a few lanes of rANS, for short buffers.
 
 The 32 lanes of coder 2 and the tails that they hold take some 60 bytes for which a short buffer has no use, and where one nibble is
-much more likely than all others 8 bits of probability are too few. Here states take 8 bytes and a table 24.
+much more likely than all others 8 bits of probability are too few. Here a lane costs some three bytes, and a table 24.
 """
 
 from __future__ import annotations
@@ -20,7 +20,19 @@ from .scratch import scratch
 from .task import decode_one
 
 SYMBOLS, PRECISION = 16, 12
-HEADER = 8  # bytes: two states
+LANES = ((1 << 14, 4), (1 << 13, 2))  # from so many bytes of payload on: one more takes 0.06 % at most
+LANE_NBYTES = 4  # of a state
+
+
+def lanes_for(bits: float) -> int:
+    """Number of lanes that suits a payload of so many bits: more of them decode faster."""
+    return next((lanes for nbytes, lanes in LANES if bits >= 8 * nbytes), 1)
+
+
+def check_lanes(nbytes: int, lanes: int) -> None:
+    """Raises InvalidArgumentError for numbers of lanes that do not exist, and buffers without bytes."""
+    if lanes not in (1, 2, 4) or nbytes == 0:
+        raise InvalidArgumentError(f"1, 2 or 4 streams code at least one byte; got {lanes} for {nbytes}")
 
 
 @dataclass(frozen=True)
@@ -39,25 +51,24 @@ class Short16Coder:
         return FrequencyTable.from_counts(self.symbol_counts(counts), PRECISION)
 
     def default_streams(self, codes: int) -> int:
-        return 0
+        return lanes_for(4 * codes)
 
     def encode(self, packed: Buffer, table: object, streams: int) -> NDArray[np.uint8]:
         source, frequencies = read_only(packed), _frequencies(table)
-        if streams or source.size == 0:
-            raise InvalidArgumentError(f"{self.name} has no streams, and codes at least one byte")
+        check_lanes(source.size, streams)
         if nibble_counts(source)[frequencies == 0].any():
             raise InvalidArgumentError("the buffer holds a symbol of frequency 0")
         return self.encode_fitted(source, table, streams).copy()
 
     def encode_fitted(self, source: NDArray[np.uint8], table: object, streams: int) -> NDArray[np.uint8]:
-        from .kernels.short16 import encode_short16
+        from .kernels.lanes import encode_lanes
 
-        memory = scratch(HEADER + 4 * source.size)
-        nbytes = encode_short16(source, _frequencies(table), memory)
+        memory = scratch(LANE_NBYTES * streams + 4 * source.size)
+        nbytes = encode_lanes(source, streams, _frequencies(table), PRECISION, memory)
         return memory[memory.size - nbytes :]
 
     def decode(self, payload: Buffer, table: object, out: NDArray[np.uint8], streams: int) -> None:
-        if streams:
+        if streams < 0:
             raise CorruptionError(f"{self.name}: {MESSAGES[BAD_STREAMS]}")
         status = decode_one(self.id, read_only(payload), _frequencies(table), streams, out)
         if status:

@@ -10,6 +10,8 @@ from typing import Any, Literal, NoReturn, cast
 
 from ..codec.errors import CorruptionError, UnsupportedError
 from ..codec.records import BYTES, Records
+from ..codec.scaled_palette import DTYPES as SCALABLE
+from ..codec.scaled_palette import MAX_GROUP, MIN_GROUP
 from ..codec.small_records import ROTATABLE
 from ..codec.tensor import QuantizationArgs
 from .dtypes import DTYPE_BITS
@@ -32,7 +34,7 @@ MAX_PALETTE = 256
 _MAX_ELEMENTS = 1 << 48  # above any tensor, and below where sizes in bits leave 64 bits
 _MAX_DIMENSIONS = 64  # NumPy's limit
 _MAX_NBYTES = 1 << 48
-_KINDS = {"grid": {"scale"}, "records": {"nbytes", "palette", "base"}, "rate": set[str]()}
+_KINDS = {"grid": {"scale"}, "records": {"nbytes", "palette", "group", "base"}, "rate": set[str]()}
 _SOURCE_KINDS = ("safetensors", "gguf")
 
 
@@ -56,7 +58,8 @@ class CodedTensor:
 
     dtype, shape: before coding. args: its grid, None if it is lossless. records: how its scales, or the bytes of a lossless
     tensor, are split. nbytes, palette, base: of lossless tensors only: their size, how many values they have (0: these are
-    not listed), and the XXH3-64 of the base's tensor that their deltas refer to (None: they have none).
+    not listed), and the XXH3-64 of the base's tensor that their deltas refer to (None: they have none). group: how many
+    elements share a scale that the values are multiplied by (0: these have none).
     """
 
     dtype: str
@@ -66,6 +69,7 @@ class CodedTensor:
     nbytes: int = 0
     palette: int = 0
     base: int | None = None
+    group: int = 0
     rate: RateEntry | None = None
 
     @property
@@ -170,6 +174,8 @@ def _entry(tensor: CodedTensor, grids: list[QuantizationArgs], records: list[Rec
         entry["nbytes"] = tensor.nbytes
     if tensor.palette:
         entry["palette"] = tensor.palette
+    if tensor.group:
+        entry["group"] = tensor.group
     if tensor.base is not None:
         entry["base"] = _hex(tensor.base)
     return entry
@@ -328,10 +334,16 @@ def _lossless(where: str, value: dict[str, Any], records: list[Records], path: s
         palette = _number(where, value, "palette", MAX_PALETTE + 1)
         if not palette or split.nbytes not in ROTATABLE or split != Records(((8, split.nbytes),)) or "base" in value:
             raise CorruptionError(f"{where} has a palette that does not fit")
+    group = 0
+    if "group" in value:
+        group = _number(where, value, "group", MAX_GROUP + 1)
+        element = DTYPE_BITS[dtype] // 8 if dtype in SCALABLE else 0
+        if group < MIN_GROUP or not palette or split.nbytes != element:
+            raise CorruptionError(f"{where} has a group of scales that does not fit")
     if nbytes % split.span:
         raise CorruptionError(f"{where} has {nbytes} bytes, which are no whole number of its records")
     base = _xxh3(value["base"], "a base", path) if "base" in value else None
-    return CodedTensor(dtype, shape, None, split, nbytes, palette, base)
+    return CodedTensor(dtype, shape, None, split, nbytes, palette, base, group)
 
 
 def _number(where: str, value: dict[str, Any], key: str, count: int) -> int:

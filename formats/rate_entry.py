@@ -91,18 +91,24 @@ class RateSide:
 
 
 def rate_side(tensors: Mapping[str, RateTensor], bank: TableBank) -> RateSide:
+    """`side_of` for tensors whose codes are known. Raises InvalidArgumentError for levels beyond 16 bits, too."""
+    wide = {name: tensor.decoded().levels.dtype == np.int16 for name, tensor in tensors.items()}
+    return side_of({name: (tensor.grid, wide[name]) for name, tensor in tensors.items()}, bank)
+
+
+def side_of(grids: Mapping[str, tuple[RateGrid, bool]], bank: TableBank) -> RateSide:
     """Number the vectors of tensors in the order of their names and code them; equal ones are stored once.
 
-    Raises InvalidArgumentError for levels beyond 16 bits, or if the bank cannot code a vector.
+    grids: by name the grid, and whether levels need 16 bits. Raises InvalidArgumentError if the bank cannot code a vector.
     """
     numbers: dict[tuple[int, bytes], int] = {}
     found: list[tuple[int, NDArray[np.int8]]] = []
     entries: dict[str, RateEntry] = {}
-    for name in sorted(tensors):
-        tensor = tensors[name]
+    for name in sorted(grids):
+        grid, wide = grids[name]
         vectors: list[int | None] = []
         for kind, what in enumerate(VECTORS):
-            vector = getattr(tensor, what)
+            vector = getattr(grid, what)
             if vector is None:
                 vectors.append(None)
                 continue
@@ -111,8 +117,7 @@ def rate_side(tensors: Mapping[str, RateTensor], bank: TableBank) -> RateSide:
                 numbers[key] = len(found)
                 found.append((kind, vector))
             vectors.append(numbers[key])
-        wide = tensor.decoded().levels.dtype == np.int16
-        entries[name] = RateEntry(tensor.step, tensor.class_offset, tensor.states, tensor.restart, wide, tuple(vectors))
+        entries[name] = RateEntry(grid.step, grid.class_offset, grid.states, grid.restart, wide, tuple(vectors))
     return RateSide(entries, bank.to_bytes(), encode_vectors(found, bank))
 
 

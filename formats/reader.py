@@ -3,56 +3,36 @@
 from __future__ import annotations
 
 import mmap
-import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from ..codec.batch import CodedFile, WholePlane, plan_tasks, run_tasks
-from ..codec.chunk_index import PAYLOAD_START, Extent, read_chunk_index
 from ..codec.coder import CODERS
-from ..codec.decoding import CodedBytes, CodedGrid, Decoding, bytes_decoding, check_chunk, decode, grid_decoding
+from ..codec.decoding import Decoding, bytes_decoding, check_chunk, decode, grid_decoding
 from ..codec.errors import CorruptionError, InvalidArgumentError, UnsupportedError
-from ..codec.planes import Plane, byte_planes, grid_planes
-from ..codec.rate_chunks import CodedRate, check_rate_chunk, rate_decoding, rate_plane
+from ..codec.planes import Plane
+from ..codec.rate_chunks import check_rate_chunk, rate_decoding
 from ..codec.rate_tensor import LevelTensor
-from ..codec.table_bank import TableBank
-from ..codec.tensor import QuantizationArgs, QuantizedTensor, matrix_shape, packed_nbytes
-from .access import naming_os_errors, open_input, read_ahead, release_pages
+from ..codec.tensor import QuantizationArgs, QuantizedTensor, packed_nbytes
+from .access import read_ahead, release_pages
+from .coded_tensors import Base, CodedTensors
 from .dtypes import numpy_dtype
-from .header import Member, read_header
-from .members import check_members
-from .profile import (
-    BANK_ROW_NBYTES,
-    CHECKSUMS,
-    CHUNKS,
-    CLASSES,
-    OFFSETS,
-    REST,
-    VECTORS,
-    CodedTensor,
-    Profile,
-    bank_member,
-    is_reserved,
-    part,
-)
-from .rate_entry import RateEntry, decode_vectors, grid_of, vector_plan
+from .member_file import MemberFile
+from .profile import BANK_ROW_NBYTES, CHECKSUMS, CHUNKS, CLASSES, OFFSETS, REST, VECTORS, bank_member, is_reserved, part
+from .rate_entry import RateEntry
+from .source_rest import read_source_rest
 
 if TYPE_CHECKING:
     from ..codec.run_map import RunMap
 
 MAX_DIMENSIONS = 64  # NumPy's limit
 PARTS = ("payload", "row_class", "column_class")
-
-Base = Callable[[str], NDArray[np.uint8]]
-"""Gives the bytes of a tensor of the checkpoint that deltas refer to: uint8 `[n]`."""
 
 
 @dataclass(frozen=True)
@@ -92,24 +72,10 @@ class Reader:
     """
 
     def __init__(self, source: str | Path | BinaryIO, base: Base | None = None) -> None:
-        self.path = str(source if isinstance(source, str | Path) else getattr(source, "name", "file"))
-        self._buffer = _map(source, self.path)
-        self._base = base
-        try:
-            self.file_size = len(self._buffer)
-            self._view: memoryview | None = memoryview(self._buffer)
-            self._verified: set[str] = set()
-            self._banks: dict[str, NDArray[np.uint16]] = {}
-            header = read_header(self._view, self.file_size, self.path)
-            self._members, self._data_start = header.members, header.data_start
-            self.profile = Profile.from_metadata(header.metadata, self.path)
-            if self._data_start % PAYLOAD_START:
-                raise CorruptionError(f"{self.path}: the header is not padded to a multiple of {PAYLOAD_START} bytes")
-            self._checksums = self._read_checksums(self._view)
-            check_members(self._members, self.profile, self.path)
-        except BaseException:
-            self.close()
-            raise
+        self._file = MemberFile(source)
+        self._parts = CodedTensors(self._file, base)
+        self.path, self.file_size, self.profile = self._file.path, self._file.file_size, self._file.profile
+        self._members, self._data_start = self._file.members, self._file.data_start
 
     # ------------------------------------------------------------------------------------------ what there is
     def keys(self) -> list[str]:
@@ -144,18 +110,16 @@ class Reader:
     @property
     def overhead(self) -> dict[str, int]:
         """Bytes that belong to no tensor: header, chunk index, table banks .. With all `stored` they make the file."""
+        nbytes = self._file.nbytes
         groups = {
             "header": self._data_start,
-            "index": self._nbytes(CHUNKS),
-            "tables": sum(self._nbytes(bank_member(bank)) for bank in BANK_ROW_NBYTES) + self._nbytes(CLASSES),
-            "checksums": self._nbytes(CHECKSUMS),
+            "index": nbytes(CHUNKS),
+            "tables": sum(nbytes(bank_member(bank)) for bank in BANK_ROW_NBYTES) + nbytes(CLASSES),
+            "checksums": nbytes(CHECKSUMS),
         }
-        groups["vectors"] = self._nbytes(VECTORS)
-        groups["source"] = self._nbytes(REST) + self._nbytes(OFFSETS)
+        groups["vectors"] = nbytes(VECTORS)
+        groups["source"] = nbytes(REST) + nbytes(OFFSETS)
         return {what: n for what, n in groups.items() if n or what not in ("vectors", "source")}
-
-    def _nbytes(self, member: str) -> int:
-        return self._members[member].nbytes if member in self._members else 0
 
     # ------------------------------------------------------------------------------------------ reading
     def array(self, name: str, rows: slice | None = None, run: RunMap = map) -> NDArray[Any]:
@@ -188,16 +152,16 @@ class Reader:
         if target not in self.profile.coded:
             data = self.raw(target)
             return Decoding((), list, lambda: view(data if span is None else data[span[0] : span[1]]))
-        decoding = bytes_decoding(self._bytes(target), span)
+        decoding = bytes_decoding(self._parts.coded_bytes(target), span)
         return Decoding(decoding.parts, decoding.jobs, lambda: view(decoding.finish()))
 
     def raw(self, name: str, run: RunMap = map) -> NDArray[np.uint8]:
         """The bytes of a tensor that is not quantized, uint8 [bytes], checked: a view of the file where it has them."""
         target = self._stored(name, quantized=False)
         if target in self.profile.coded:
-            data: NDArray[np.uint8] = decode([bytes_decoding(self._bytes(target))], run)[0]
+            data: NDArray[np.uint8] = decode([bytes_decoding(self._parts.coded_bytes(target))], run)[0]
             return data
-        return np.frombuffer(self._checked(target), np.uint8)
+        return np.frombuffer(self._file.checked(target), np.uint8)
 
     def tensor_nbytes(self, name: str) -> int:
         """Bytes of a tensor that is not quantized, decoded."""
@@ -220,12 +184,12 @@ class Reader:
         target = self.resolve(name)
         if target not in self.profile.coded or not self.profile.coded[target].rate:
             raise InvalidArgumentError(f"{self.path}: tensor {name!r} has no unbounded grid")
-        return rate_decoding(self._rate(target), None if rows is None else self.row_range(name, rows))
+        return rate_decoding(self._parts.coded_rate(target), None if rows is None else self.row_range(name, rows))
 
     def decoding(self, name: str, rows: slice | None = None, out: NDArray[np.uint8] | None = None) -> Decoding:
         """What it takes to decode a quantized tensor into fresh memory, or into `out` (uint8 [packed bytes])."""
         span = None if rows is None else self.row_range(name, rows)
-        return grid_decoding(self._grid(self._stored(name, quantized=True)), span, out)
+        return grid_decoding(self._parts.coded_grid(self._stored(name, quantized=True)), span, out)
 
     def row_range(self, name: str, rows: slice) -> tuple[int, int]:
         """Start and stop of a slice of dimension 0. Raises InvalidArgumentError for steps and 0-d tensors."""
@@ -242,7 +206,7 @@ class Reader:
         target = self.resolve(name)
         if target not in self.profile.coded:
             raise InvalidArgumentError(f"{self.path}: tensor {name!r} is not coded")
-        number, first = self._numbers[target]
+        number, first = self._parts.numbers[target]
         bounds = self.coded_file.index.tensors
         return range(int(bounds[number]), int(bounds[number + 1])), self.coded_file.index.extents[number].planes, first
 
@@ -254,23 +218,19 @@ class Reader:
         run_tasks(plan_tasks([WholePlane(self.coded_file, number, out)]), run)
         return out, plane.width, plane.count
 
-    @cached_property
+    @property
     def coded_file(self) -> CodedFile:
         """All chunks, their index checked."""
-        extents = [self._extent(name, coded) for name, coded in self._in_order]
-        banks = {bank: self._bank_rows(bank) for bank in BANK_ROW_NBYTES}
-        data = self._checked(CHUNKS) if CHUNKS in self._members else b""
-        index = read_chunk_index(data, extents, banks, self.path)
-        return CodedFile(np.frombuffer(self._open_view(), np.uint8), index, self._bank)
+        return self._parts.coded_file
 
     def check(self, name: str) -> None:
         """Check the checksum of a tensor that is stored as it is, or that the unused payload bytes of another are 0."""
         target = self.resolve(name)
         if target not in self.profile.coded:
-            self._checked(target)
+            self._file.checked(target)
             return
         for what in ("row_class", "column_class"):
-            self._classes(target, what)
+            self._parts.classes(target, what)
         payload, (chunks, _, _) = self._members[part(target, "payload")], self.chunks(target)
         index, at = self.coded_file.index, self._data_start + payload.begin
         ends = (index.offsets + index.rows["nbytes"])[chunks.start : chunks.stop].tolist()
@@ -286,7 +246,7 @@ class Reader:
         """
         chunks, _, first = self.chunks(name)
         if self.profile.coded[self.resolve(name)].rate:
-            coded = self._rate(self.resolve(name))
+            coded = self._parts.coded_rate(self.resolve(name))
             for _ in run(partial(check_rate_chunk, coded), chunks):
                 pass
             return len(chunks)
@@ -310,103 +270,31 @@ class Reader:
             raise InvalidArgumentError(
                 f"{self.path}: does not hold what it takes to restore the file it was packed from"
             )
-        names = self.keys()
-        offsets = np.frombuffer(self._checked(OFFSETS), "<u8").tolist()
-        sizes = [self.tensor_nbytes(name) for name in names]
-        length = source.nbytes - sum(sizes)
-        unzip = zlib.decompressobj()
-        try:
-            rest = unzip.decompress(bytes(self._checked(REST)), max(0, length) + 1)
-        except zlib.error as error:
-            raise CorruptionError(f"{self.path}: {REST} is not a zlib stream ({error})") from None
-        if len(rest) != length or not unzip.eof or unzip.unused_data:
-            raise CorruptionError(f"{self.path}: {REST} and the tensors do not make a file of {source.nbytes} bytes")
-        at = 0
-        for offset, size in sorted(zip(offsets, sizes, strict=True)):
-            if offset < at or offset + size > source.nbytes:
-                raise CorruptionError(f"{self.path}: {OFFSETS} has tensors that overlap or lie outside the file")
-            at = offset + size
-        return rest, dict(zip(names, offsets, strict=True))
+        return read_source_rest(self._file, source, {name: self.tensor_nbytes(name) for name in self.keys()})
 
     def prefetch(self) -> None:
         """Have the payloads of all coded tensors read in the background, for they are about to be decoded."""
         for name in self.profile.coded:
             member = self._members[part(name, "payload")]
-            if isinstance(self._buffer, mmap.mmap):
-                read_ahead(self._buffer, self._data_start + member.begin, self._data_start + member.end)
+            if isinstance(self._file.buffer, mmap.mmap):
+                read_ahead(self._file.buffer, self._data_start + member.begin, self._data_start + member.end)
 
     def release(self, name: str) -> None:
         """Give the memory behind a tensor that has been read back to the system; reading it again reads the file again."""
         target = self.resolve(name)
         members = (self._members.get(part(target, p)) for p in PARTS) if target in self.profile.coded else ()
         for member in (*members, self._members.get(target)):
-            if member and isinstance(self._buffer, mmap.mmap):
-                release_pages(self._buffer, self._data_start + member.begin, self._data_start + member.end)
+            if member and isinstance(self._file.buffer, mmap.mmap):
+                release_pages(self._file.buffer, self._data_start + member.begin, self._data_start + member.end)
 
     def check_tables(self) -> None:
         """Check the table banks: checksums, and that every table is a valid one."""
         for coder in CODERS.values():
-            self._bank(coder.id)
+            self._parts.bank(coder.id)
         if CLASSES in self._members:
-            self._vectors  # noqa: B018
+            self._parts.vectors  # noqa: B018
 
     # ------------------------------------------------------------------------------------------ parts
-    @cached_property
-    def _in_order(self) -> list[tuple[str, CodedTensor]]:
-        return sorted(self.profile.coded.items())
-
-    @cached_property
-    def _numbers(self) -> dict[str, tuple[int, int]]:
-        """Of each coded tensor: its number in file order, and that of its first plane."""
-        numbers, plane = {}, 0
-        for number, ((name, _), extent) in enumerate(zip(self._in_order, self.coded_file.index.extents, strict=True)):
-            numbers[name] = number, plane
-            plane += len(extent.planes)
-        return numbers
-
-    def _extent(self, name: str, coded: CodedTensor) -> Extent:
-        payload = self._members[part(name, "payload")]
-        where = f"{self.path}: tensor {name!r}"
-        if coded.rate:
-            rows, columns = matrix_shape(coded.shape)
-            unit = min(coded.rate.restart, max(1, rows)) * max(1, columns)
-            planes: tuple[Plane, ...] = (rate_plane(coded.shape, coded.rate.wide),)
-            return Extent(planes, self._data_start + payload.begin, payload.nbytes, False, where, unit)
-        if coded.args:
-            maps = self._classes(name, "row_class"), self._classes(name, "column_class")
-            planes = grid_planes(coded.shape, coded.args, coded.records, *maps)
-        else:
-            planes = byte_planes(coded.nbytes, coded.records, coded.palette)
-        return Extent(planes, self._data_start + payload.begin, payload.nbytes, coded.base is not None, where)
-
-    def _grid(self, name: str) -> CodedGrid:
-        coded, (_, first) = self.profile.coded[name], self._numbers[name]
-        assert coded.args is not None
-        maps = self._classes(name, "row_class"), self._classes(name, "column_class")
-        return CodedGrid(self.coded_file, first, coded.shape, coded.dtype, coded.args, coded.records, *maps)
-
-    def _rate(self, name: str) -> CodedRate:
-        coded, (_, first) = self.profile.coded[name], self._numbers[name]
-        assert coded.rate is not None
-        grid = grid_of(coded.rate, coded.shape, self._vectors, self._classes_bank)
-        return CodedRate(self.coded_file, first, coded.shape, coded.dtype, grid, self._classes_bank, coded.rate.wide)
-
-    def _bytes(self, name: str) -> CodedBytes:
-        coded, (_, first) = self.profile.coded[name], self._numbers[name]
-        base = partial(self._base_bytes, name, coded.base) if coded.base is not None else None
-        where = f"{self.path}: tensor {name!r}"
-        return CodedBytes(self.coded_file, first, coded.nbytes, coded.records, coded.palette, base, where)
-
-    def _base_bytes(self, name: str, fingerprint: int) -> NDArray[np.uint8]:
-        if self._base is None:
-            raise InvalidArgumentError(f"{self.path}: tensor {name!r} is a delta; give the base it was packed against")
-        data = self._base(name)
-        if xxhash.xxh3_64_intdigest(data) != fingerprint:
-            raise InvalidArgumentError(
-                f"{self.path}: this is not the base it was packed against: {name!r} differs there"
-            )
-        return data
-
     def _stored(self, name: str, *, quantized: bool) -> str:
         target = self.resolve(name)
         coded = self.profile.coded.get(target)
@@ -417,96 +305,16 @@ class Reader:
         return target
 
     def _check_gap(self, name: str, start: int, stop: int) -> None:
-        if any(self._open_view()[start:stop]):
+        if any(self._file.view[start:stop]):
             raise CorruptionError(
                 f"{self.path}: tensor {name!r}: file bytes {start} to {stop - 1} belong to no chunk and are not 0"
             )
 
-    def _open_view(self) -> memoryview:
-        if self._view is None:
-            raise InvalidArgumentError(f"{self.path}: the file is closed")
-        return self._view
-
-    def _view_of(self, member: Member) -> memoryview:
-        return self._open_view()[self._data_start + member.begin : self._data_start + member.end]
-
-    def _checked(self, name: str) -> memoryview:
-        """The bytes of a member, its checksum compared the first time."""
-        data = self._view_of(self._members[name])
-        if name not in self._verified:
-            if xxhash.xxh3_64_intdigest(data) != self._checksums[name]:
-                begin = self._data_start + self._members[name].begin
-                raise CorruptionError(
-                    f"{self.path}: checksum mismatch in {name!r} (file bytes {begin} to {begin + len(data) - 1})"
-                )
-            self._verified.add(name)
-        return data
-
-    def _classes(self, name: str, what: str) -> NDArray[np.uint8] | None:
-        member = part(name, what)
-        return np.frombuffer(bytes(self._checked(member)), np.uint8) if member in self._members else None
-
-    @cached_property
-    def _classes_bank(self) -> TableBank:
-        """The bank of coder 7."""
-        try:
-            return TableBank.from_bytes(bytes(self._checked(CLASSES)))
-        except CorruptionError as error:
-            raise CorruptionError(
-                error.args[0] if CLASSES in str(error) else f"{self.path}: {CLASSES}, {error}"
-            ) from None
-
-    @cached_property
-    def _vectors(self) -> list[NDArray[Any]]:
-        """The vectors of side information, decoded the first time."""
-        entries = {name: (coded.rate, coded.shape) for name, coded in self.profile.coded.items() if coded.rate}
-        data = self._checked(VECTORS) if VECTORS in self._members else memoryview(b"")
-        return decode_vectors(data, vector_plan(entries, len(data), self.path), self._classes_bank, self.path)
-
-    def _bank_rows(self, bank: str) -> int:
-        member = self._members.get(bank_member(bank))
-        return member.shape[0] if member else 0
-
-    def _bank(self, coder: int) -> NDArray[np.uint16]:
-        """The tables of a coder as its kernels take them; parsed the first time."""
-        bank = CODERS[coder].bank
-        if bank not in self._banks:
-            name = bank_member(bank)
-            try:
-                self._banks[bank] = CODERS[coder].parse_bank(self._checked(name) if name in self._members else b"")
-            except CorruptionError as error:
-                raise CorruptionError(
-                    error.args[0] if name in str(error) else f"{self.path}: {name}, {error}"
-                ) from None
-        return self._banks[bank]
-
     # ------------------------------------------------------------------------------------------ opening
-    def _read_checksums(self, view: memoryview) -> dict[str, int]:
-        member = self._members.get(CHECKSUMS)
-        others = [m for m in self._members.values() if m.name != CHECKSUMS]
-        if member is None or member.dtype != "U8" or member.shape != (len(others) + 2, 8):
-            raise CorruptionError(f"{self.path}: {CHECKSUMS} is missing or has the wrong size")
-        if any(other.begin >= member.end for other in others):
-            raise CorruptionError(f"{self.path}: {CHECKSUMS} is not the last member")
-        data = self._view_of(member)
-        values = np.frombuffer(data, "<u8").tolist()
-        if xxhash.xxh3_64_intdigest(data[:-8]) != values[-1]:
-            begin = self.file_size - len(data)
-            raise CorruptionError(f"{self.path}: the checksums themselves are damaged (file bytes from {begin})")
-        if xxhash.xxh3_64_intdigest(view[: self._data_start]) != values[-2]:
-            stop = self._data_start - 1
-            raise CorruptionError(f"{self.path}: checksum mismatch in the header (file bytes 0 to {stop})")
-        others.sort(key=lambda m: (m.begin, m.end, m.name))
-        checksums = {m.name: value for m, value in zip(others, values, strict=False)}
-        if any(checksums.get(part(name, "payload")) for name in self.profile.coded):
-            raise CorruptionError(f"{self.path}: a payload has a checksum besides those of its chunks")
-        return checksums
-
     def close(self) -> None:
         """Give the file back. Arrays that `array` and `raw` returned keep its pages alive until they are gone."""
-        self._view = None
-        self._buffer = b""
-        self.__dict__.pop("coded_file", None)
+        self._file.close()
+        self._parts.forget()
 
     def __enter__(self) -> Self:
         return self
@@ -515,12 +323,3 @@ class Reader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _map(source: str | Path | BinaryIO, path: str) -> mmap.mmap | bytes:
-    if isinstance(source, str | Path):
-        with open_input(source) as file:
-            return _map(file, path)
-    with naming_os_errors(path, "read"):
-        size = source.seek(0, 2)
-        return mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) if size else b""

@@ -136,10 +136,14 @@ class Writer:
             if classes is not None:
                 self._member(part(name, what), "U8", classes.shape, classes)
 
-    def write_rate(self, name: str, chunks: Sequence[EncodedChunk]) -> None:
-        """Write the chunks of a tensor on an unbounded grid."""
+    def write_rate(self, name: str, chunks: Sequence[EncodedChunk], wide: bool | None = None) -> None:
+        """Write the chunks of a tensor on an unbounded grid. wide: whether its levels need 16 bits, if that is not what
+        the profile says: the profile may say so of a tensor whose codes were not yet known."""
         self._turn(name)
-        self._coded[name] = self._profile.coded[name]
+        coded = self._profile.coded[name]
+        if coded.rate is not None and wide is not None:
+            coded = replace(coded, rate=replace(coded.rate, wide=wide))
+        self._coded[name] = coded
         self._write_payload(name, chunks)
 
     def write_lossless(self, name: str, encoded: EncodedTensor, base: int | None = None) -> None:
@@ -307,7 +311,7 @@ def _most(coded: CodedTensor, delta: bool) -> tuple[CodedTensor, tuple[Plane, ..
         return coded, (rate_plane(coded.shape, coded.rate.wide),)
     if coded.args is None:
         by_bytes = byte_planes(coded.nbytes, BYTES)
-        planes = byte_planes(coded.nbytes, coded.records, coded.palette)
+        planes = byte_planes(coded.nbytes, coded.records, coded.palette, coded.group)
         return replace(coded, base=0) if delta else coded, (*planes, *by_bytes * 8) if delta else planes
     split = SPLIT[coded.args.scale_dtype]
     return replace(coded, records=split), grid_planes(coded.shape, coded.args, split, None, None)

@@ -172,7 +172,8 @@ def plan_file(
                 alike.append(name)
         lossless = None
         if args is None and tied_to is None and code_kept:
-            lossless = plan_lossless(file.raw(name), info.dtype, (*(hints or {}).get(name, ()), *file.records(name)))
+            splits = (*(hints or {}).get(name, ()), *file.records(name))
+            lossless = plan_lossless(file.raw(name), info.dtype, splits, info.shape)
         if args is None and tied_to is None and lossless is None and info.nbytes and info.dtype.startswith("GGUF_"):
             lossless = as_bytes(info.nbytes)  # no library for safetensors would take its dtype
         grid = None if at_rate else args

@@ -74,7 +74,11 @@ def save_file(
     if metadata is not None and not all(isinstance(x, str) for item in metadata.items() for x in item):
         raise InvalidArgumentError("metadata must map strings to strings")
     dtypes = {name: safetensors_dtype(array.dtype) for name, array in plain.items()}
-    plans = {name: plan_lossless(file_bytes(array), dtypes[name]) for name, array in plain.items() if coder != "raw"}
+    plans = {
+        name: plan_lossless(file_bytes(array), dtypes[name], shape=array.shape)
+        for name, array in plain.items()
+        if coder != "raw"
+    }
     lossless = {name: plan for name, plan in plans.items() if plan}
     uncoded = {
         name: UncodedTensor(dtypes[name], a.shape, a.nbytes) for name, a in plain.items() if name not in lossless

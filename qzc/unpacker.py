@@ -20,9 +20,10 @@ from .codec.run_map import RunMap
 from .codec.tensor import matrix_shape
 from .formats.atomic import atomic_folder, atomic_writer
 from .formats.checkpoint import Checkpoint, is_qzc, open_checkpoint
+from .formats.coded_tensors import Base
 from .formats.dtypes import file_bytes, numpy_dtype, tensor_nbytes
 from .formats.profile import SCALE_DTYPES
-from .formats.reader import Base, Reader
+from .formats.reader import Reader
 from .formats.safetensors import library_order, place, write_safetensors_to
 from .places import SOURCE_INDEX, check_output, copy_side_files, unpacked_index_name, unpacked_name, unpacked_output
 from .progress import Progress

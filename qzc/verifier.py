@@ -17,7 +17,8 @@ from .codec.errors import InvalidArgumentError, VerificationError
 from .codec.run_map import RunMap
 from .codec.tensor import QuantizedTensor
 from .formats.checkpoint import is_qzc, open_checkpoint
-from .formats.reader import Base, Reader
+from .formats.coded_tensors import Base
+from .formats.reader import Reader
 from .progress import Progress
 from .quantize.rtn import quantize
 from .sources import SourceTensors, open_source

@@ -12,10 +12,11 @@ import xxhash
 from numpy.typing import NDArray
 
 from qzc.codec.palette import find_palette, indices
-from qzc.codec.planes import PLAIN, EncodedTensor, encode_bytes, encode_palette, encode_tensor
+from qzc.codec.planes import PLAIN, EncodedTensor, encode_bytes, encode_palette, encode_scaled, encode_tensor
 from qzc.codec.rate_chunks import encode_rate
 from qzc.codec.rate_tensor import RateTensor
 from qzc.codec.records import BYTES, Records
+from qzc.codec.scaled_palette import ScaledPalette, fit, split
 from qzc.codec.tensor import QuantizedTensor
 from qzc.formats.dtypes import file_bytes, safetensors_dtype
 from qzc.formats.profile import CodedTensor, Profile, SourceFile
@@ -26,7 +27,9 @@ from qzc.quantize.rate import bank_for
 
 @dataclass(frozen=True)
 class Lossless:
-    """A tensor to be coded bit by bit. palette: by its values. base: the bytes that it is a delta to."""
+    """A tensor to be coded bit by bit. palette: by its values; group: with a scale for so many elements. base: the bytes that
+    it is a delta to.
+    """
 
     dtype: str
     shape: tuple[int, ...]
@@ -34,6 +37,12 @@ class Lossless:
     records: Records = BYTES
     palette: bool = False
     base: bytes | None = None
+    group: int = 0
+
+    def scaled(self) -> ScaledPalette:
+        palette = fit(np.frombuffer(self.data, np.uint8), self.dtype, self.group)
+        assert palette is not None
+        return palette
 
     def values(self) -> NDArray[np.uint8]:
         """uint8 [values, bytes of each]"""
@@ -42,12 +51,17 @@ class Lossless:
         return palette
 
     def entry(self) -> CodedTensor:
+        if self.group:
+            size, count, records = len(self.data), len(self.scaled().values), self.scaled().records
+            return CodedTensor(self.dtype, self.shape, None, records, size, count, group=self.group)
         return CodedTensor(
             self.dtype, self.shape, None, self.records, len(self.data), len(self.values()) if self.palette else 0
         )
 
     def encode(self, coder: str, chunk_codes: int) -> EncodedTensor:
         data = np.frombuffer(self.data, np.uint8)
+        if self.group:
+            return encode_scaled(split(data, self.scaled()), data.size, self.scaled(), coder, chunk_codes)
         if self.palette:
             return encode_palette(indices(data, self.values()), data.size, self.values(), coder, chunk_codes)
         base = None if self.base is None else np.frombuffer(self.base, np.uint8)

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from qzc.codec.errors import QzcError
 from qzc.codec.records import Records
 from qzc.codec.tensor import QuantizationArgs, QuantizedTensor
-from qzc.formats.reader import Base, Reader
+from qzc.formats.coded_tensors import Base
+from qzc.formats.reader import Reader
 from tests.builders import Lossless, Plan, build
 from tests.reference_decoder import Decoded
 from tests.small_files import BASE

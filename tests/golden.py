@@ -79,6 +79,7 @@ def golden(model: Path) -> Iterator[Golden]:
     yield Golden("lossless_floats", dict(floats(down)))
     yield Golden("lossless_records", dict(of_odd_records(embed)))
     yield Golden("palettes", dict(with_few_values()), replace(PLAN, coder="huffman"))
+    yield Golden("scaled_palettes", dict(times_scales()))
     yield Golden("delta", dict(against_a_base(down[:5])))
     yield Golden("rate", dict(at_a_rate()))
     yield Golden("rate_trellis", dict(on_a_trellis()))
@@ -112,13 +113,14 @@ def of_every_dtype() -> Iterator[tuple[str, NDArray[Any]]]:
 
 def skewed() -> Iterator[tuple[str, QuantizedTensor]]:
     """So large that their chunks have several streams, and so skewed that they take little room."""
-    numbers = random_numbers(1 << 17)
+    some = random_numbers(1 << 17)
     few, many = [0, 127, 129, 255], list(range(0, 200, 10))  # too many for 15 symbols and an escape
     for name, bits, likely, others, rarity in (
-        ("4bit", 4, 8, [1, 7, 9], 64),
+        ("4bit", 4, 8, [1, 7, 9], 256),
         ("8bit", 8, 128, few, 64),
         ("8bit.many", 8, 128, many, 400),
     ):
+        numbers = np.tile(some, 8 // bits)  # fewer than 2^17 bytes would get coders for short runs
         codes = np.full(numbers.size, likely, np.uint8)
         for i, other in enumerate(others):
             codes[numbers % rarity == i] = other
@@ -175,6 +177,23 @@ def with_few_values() -> Iterator[tuple[str, Lossless]]:
         plain = Records(((8, array.itemsize),))
         yield name, Lossless(safetensors_dtype(array.dtype), (3, 300), array.tobytes(), plain, palette=True)
     yield "bytes", Lossless("F8_E4M3", (900,), bytes((numbers % 5 * 17).tolist()), Records(((8, 1),)), palette=True)
+
+
+def times_scales() -> Iterator[tuple[str, Lossless]]:
+    """Whole numbers times scales: of four bits, ternary and with both zeros, of so many values that codes have 8 bits."""
+    numbers = random_numbers(1000)
+    for name, most, group, dtype in (
+        ("channel", 7, 250, "F32"),
+        ("group", 8, 32, "F16"),  # the last one is short
+        ("ternary", 1, 100, "BF16"),
+        ("wide", 100, 125, "F16"),
+    ):
+        scales = (1 + numbers[: -(-1000 // group)] % 512 / 512).astype(np.float32) / 64
+        whole = (numbers >> 3) % (2 * most + 1) - most
+        weights = np.copysign(whole, np.where(numbers % 2, whole, -0.0 if name == "ternary" else 0.0) + whole)
+        exact = weights.astype(np.float32) * np.repeat(scales, group)[:1000]
+        data = exact.astype({"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}[dtype])
+        yield name, Lossless(dtype, (4, 250), file_bytes(data).tobytes(), palette=True, group=group)
 
 
 def against_a_base(weights: NDArray[np.float32]) -> Iterator[tuple[str, Lossless]]:

@@ -233,7 +233,7 @@ def bad_chunks() -> Iterator[MalformedQzc]:
     def rows(**fields: list[int]) -> bytes:
         return edit_rows(good, "w", **fields)
 
-    yield MalformedQzc("coder_unknown", rows(coder=[2, 9, 0, 0]), "chunk 1 uses coder 9; this qzc knows", UNSUPPORTED)
+    yield MalformedQzc("coder_unknown", rows(coder=[2, 10, 0, 0]), "chunk 1 uses coder 10; this qzc knows", UNSUPPORTED)
     yield MalformedQzc("chunk_reserved_byte", rows(reserved=[0, 1, 0, 0]), "chunk 1 has a reserved byte that is not 0")
     yield MalformedQzc("chunk_of_no_codes", rows(codes=[1024, 0, 4, 8]), "does not hold 1 to 16777216 codes")
     yield MalformedQzc(
@@ -334,6 +334,7 @@ def bad_lossless() -> Iterator[MalformedQzc]:
     yield MalformedQzc("palette_of_fields", entry("f", palette=3), "'f' has a palette that does not fit")
     yield MalformedQzc("palette_of_a_delta", entry("d", palette=3), "'d' has a palette that does not fit")
     yield MalformedQzc("palette_of_other_size", entry("p", palette=4), "'p': its chunks do not hold as many codes")
+    yield from bad_scales()
     number = edits.payload("p", 0, 0, 0xFF)(sound_lossless(delta=False))
     yield MalformedQzc("palette_number_of_no_value", number, "'p'")
     yield MalformedQzc(
@@ -349,6 +350,30 @@ def bad_lossless() -> Iterator[MalformedQzc]:
     yield MalformedQzc("chunk_delta_unknown", unknown, "chunk 0 is a delta of a kind that")
     without = edits.row("f", 0, delta=1)(good)
     yield MalformedQzc("chunk_delta_of_no_base", without, "chunk 0 is a delta of a kind that")
+
+
+def bad_scales() -> Iterator[MalformedQzc]:
+    """`s` is 40 floats with a scale for every 16."""
+    floats = (np.arange(40) % 5 - 2) * np.repeat([1, 1.5, 0.5], 16)[:40]
+    tensors: Tensors = {
+        "p": Lossless("I16", (4,), bytes(8), Records(((8, 2),)), palette=True),
+        "s": Lossless("F16", (40,), floats.astype("<f2").tobytes(), palette=True, group=16),
+        "u": np.arange(4, dtype=np.uint8),
+    }
+    good = build(tensors, Plan("qzc golden", coder="raw"))
+    for name, edit in {
+        "too_small": edits.coded("s", group=15),
+        "too_large": edits.coded("s", group=2**31),
+        "of_another_dtype": edits.coded("s", dtype="U16"),
+        "without_a_palette": edits.without("s", "palette"),
+        "not_a_number": edits.coded("s", group=16.0),
+        "of_integers": edits.coded("p", group=16),
+    }.items():
+        yield MalformedQzc(f"group_{name}", edit(good), "group")
+    yield MalformedQzc(
+        "group_of_other_size", edits.coded("s", group=20)(good), "'s': its chunks do not hold as many codes"
+    )
+    yield MalformedQzc("group_number_of_no_value", edits.payload("s", 0, 0, 0x77)(good), "'s'")
 
 
 def bad_source() -> Iterator[MalformedQzc]:

@@ -29,7 +29,11 @@ def decode_payload(data: bytes, coder: int, table: list[int], streams: int, n: i
     if coder == 6:
         return decode_escape(data, table, streams, n, f"{where} escape16")
     if coder == 8:
-        return decode_short(data, table, n, f"{where} short16")
+        nibbles = decode_lanes(data, table, 12, streams, 2 * n, f"{where} short16")
+        return bytes(low | high << 4 for low, high in zip(nibbles[::2], nibbles[1::2], strict=True))
+    if coder == 9:
+        frequencies, precision, size = read_payload_table(data, f"{where} short256 table")
+        return bytes(decode_lanes(data[size:], frequencies, precision, streams, n, f"{where} short256"))
     return decode_ans(data, table, coder, streams, n, f"{where} ans")
 
 
@@ -158,27 +162,62 @@ def decode_escape(data: bytes, table: list[int], streams: int, n: int, where: st
     return bytes(out)
 
 
-def decode_short(data: bytes, frequencies: list[int], n: int, where: str) -> bytes:
-    must(len(data) >= 8 and len(data) % 2 == 0, where, "wrong size")
-    states = list(struct.unpack_from("<2I", data))
-    must(min(states) >= 2**16, f"{where} states", "below 2^16")
-    words = iter(struct.unpack_from(f"<{len(data) // 2 - 4}H", data, 8))
+def decode_lanes(data: bytes, frequencies: list[int], precision: int, lanes: int, n: int, where: str) -> list[int]:
+    """The `n` symbols of a payload of coder 8, or of coder 9 behind its table."""
+    must(lanes in (1, 2, 4), f"{where} streams", str(lanes))
+    rest = len(data) - 4 * (lanes - 1)
+    size = rest if rest <= 4 else 3 if rest % 2 else 4
+    must(rest >= 1, where, "too short")
+    must(data[size - 1] > 0, f"{where} state", "its last byte is 0")
+    states = [int.from_bytes(data[:size], "little"), *struct.unpack_from(f"<{lanes - 1}I", data, size)]
+    must(lanes == 1 or min(states) >= 2**16, f"{where} states", "below 2^16")
+    words = [word for (word,) in struct.iter_unpack("<H", data[size + 4 * (lanes - 1) :])][::-1]
     symbols = [symbol for symbol, frequency in enumerate(frequencies) for _ in range(frequency)]
-    nibbles = []
-    for i in range(2 * n):
-        x = states[i % 2]
-        slot = x % 2**12
+    starts = [sum(frequencies[:symbol]) for symbol in range(len(frequencies))]
+    found = []
+    for i in range(n):
+        x = states[i % lanes]
+        slot = x % 2**precision
         symbol = symbols[slot]
-        x = frequencies[symbol] * (x // 2**12) + slot - sum(frequencies[:symbol])
-        if x < 2**16:
-            word = next(words, None)
-            must(word is not None, f"{where} words", "too few")
-            x = x * 2**16 + (word or 0)
-        states[i % 2] = x
-        nibbles.append(symbol)
-    must(next(words, None) is None, f"{where} words", "too many")
-    must(states == [2**16, 2**16], f"{where} states", "the final ones are not 2^16")
-    return bytes(low | high << 4 for low, high in zip(nibbles[::2], nibbles[1::2], strict=True))
+        x = frequencies[symbol] * (x // 2**precision) + slot - starts[symbol]
+        if x < 2**16 and words:
+            x = x * 2**16 + words.pop()
+        states[i % lanes] = x
+        found.append(symbol)
+    must(not words, f"{where} words", "too many")
+    must(states == ([1] if lanes == 1 else [2**16] * lanes), f"{where} states", "the final ones are wrong")
+    return found
+
+
+def read_payload_table(data: bytes, where: str) -> tuple[list[int], int, int]:
+    """(frequencies, bits of precision, size) of the table that a payload of coder 9 begins with."""
+    must(len(data) >= 3, where, "too short")
+    first, last, precision, kind = data[0], data[1], data[2] % 16, data[2] // 16
+    must(first < last and precision >= 8 and kind < 2, where, "its first bytes")
+    bits = "".join(format(byte, "08b")[::-1] for byte in data[3:])
+    frequencies, at, a = [0] * 256, 0, 2
+    for symbol in range(first, last):
+        before = frequencies[symbol - 1] if symbol > first else 0
+        m = before if kind else a // 2
+        order = max(0, m.bit_length() - 1)
+        zeros = bits.find("1", at) - at
+        must(0 <= zeros <= 15, where, "no number")
+        at += zeros + 1
+        digits = bits[at : at + zeros + order]
+        must(len(digits) == zeros + order, where, "ends inside a number")
+        at += zeros + order
+        number = int("0" + digits[::-1], 2) + 2 ** (zeros + order) - 2**order
+        if kind or number > 2 * before:
+            frequencies[symbol] = number
+        else:
+            frequencies[symbol] = before - (number + 1) // 2 if number % 2 else before + number // 2
+        a = (a + 1) // 2 + number
+        must(sum(frequencies) < 2**precision, where, "the sum is too large")
+    frequencies[last] = 2**precision - sum(frequencies)
+    must(frequencies[last] < 2**precision, where, "only one symbol")
+    size = 3 + -(-at // 8)
+    must("1" not in bits[at : 8 * (size - 3)], where, "unused bits are not zero")
+    return frequencies, precision, size
 
 
 # ---------------------------------------------------------------------------------------------------------------------

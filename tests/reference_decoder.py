@@ -234,6 +234,8 @@ def lossless_bytes(
     if entry.palette is not None:
         size = records.nbytes
         must(max(codes[0], default=0) < entry.palette, f"section 3, {name!r} palette", "a number of no value")
+        if entry.group is not None:
+            return scaled(codes, entry.dtype, entry.group)
         return b"".join(bytes(codes[1][size * i : size * i + size]) for i in codes[0])
     if entry.base is not None:
         theirs = base.get(name)
@@ -242,6 +244,25 @@ def lossless_bytes(
         for plane, other, runs, (bits, _) in zip(codes, split(theirs, records), chunks, records.fields, strict=True):
             undo_delta(plane, other, runs, bits)
     return join(codes, records)
+
+
+SCALES = Records([(8, 1)] * 4, rotate=True, unit=0, lanes=1)
+
+
+def scaled(codes: list[list[int]], dtype: str, group: int) -> bytes:
+    """Records that are values times scales."""
+    values = np.frombuffer(bytes(codes[1]), "<f4")
+    scales = np.frombuffer(join(codes[2:], SCALES), "<f4")
+    with np.errstate(all="ignore"):
+        exact = np.array([values[code] * scales[i // group] for i, code in enumerate(codes[0])], "<f4")
+        bits = exact.view("<u4").astype(np.uint64)
+        found = {
+            "F32": bits.astype("<u4"),
+            "F16": exact.astype("<f2").view("<u2"),
+            "BF16": ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("<u2"),
+        }[dtype]
+    found[np.isnan(exact)] = {"F32": 0x7FC00000, "F16": 0x7E00, "BF16": 0x7FC0}[dtype]
+    return found.tobytes()
 
 
 def decode_rated(
@@ -320,6 +341,9 @@ def planes_of(name: str, entry: Entry, profile: Profile, members: dict[str, Memb
     count = entry.nbytes // records.nbytes
     if entry.palette is not None:
         bits = max(1, (entry.palette - 1).bit_length())
+        if entry.group is not None:
+            scales = -(-count // entry.group)
+            return [one_run(bits, count), one_run(8, entry.palette * 4), *(one_run(8, scales) for _ in range(4))]
         return [one_run(bits, count), one_run(8, entry.palette * records.nbytes)]
     return [one_run(bits, codes * count) for bits, codes in records.fields]
 
@@ -373,10 +397,10 @@ def cut_run(
             raise ValueError(f"{where}: the index has too few rows")
         here = f"{where} chunk {len(rows)}"
         must(1 <= row.codes <= 2**24, f"{here} codes", f"{row.codes} is not in 1 .. 2^24")
-        must(row.coder <= 8, f"{here} coder", f"unknown {row.coder}")
+        must(row.coder <= 9, f"{here} coder", f"unknown {row.coder}")
         must(row.coder in (0, 1, 7) if unit else row.coder != 7, f"{here} coder", f"{row.coder} in this tensor")
         must(not unit or done % unit == 0, f"{here} codes", "begins where no chunk may")
-        must((row.streams >= 1) == (row.coder in (2, 3, 5, 6, 7)), f"{here} streams", str(row.streams))
+        must((row.streams >= 1) == (row.coder in (2, 3, 5, 6, 7, 8, 9)), f"{here} streams", str(row.streams))
         bank = banks[2 if row.coder == 5 else row.coder] if row.coder in (2, 3, 4, 5, 6, 8) else [[]]
         must(row.table < len(bank), f"{here} table", f"row {row.table} of {len(bank)}")
         must(row.delta <= (2 if has_base else 0), f"{here} delta", str(row.delta))

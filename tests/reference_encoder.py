@@ -331,6 +331,8 @@ def random_lossless(rng: np.random.Generator, name: str, shared: Shared) -> tupl
 
 
 def random_palette(rng: np.random.Generator, name: str, shared: Shared) -> tuple[Coded, Decoded]:
+    if rng.random() < 0.4:
+        return random_scaled(rng, name, shared)
     size, p = int(rng.choice([1, 2, 4, 8])), int(rng.choice([1, 2, 3, 5, 16, 17, 256]))
     values, numbers = rng.bytes(p * size), rng.integers(0, p, rng.integers(0, 600)).tolist()
     raw = b"".join(values[size * i : size * i + size] for i in numbers)
@@ -339,6 +341,34 @@ def random_palette(rng: np.random.Generator, name: str, shared: Shared) -> tuple
     bits = next(bits for bits in range(1, 9) if 2**bits >= p)
     chunks = random_chunks(rng, numbers, bits, shared.banks) + random_chunks(rng, list(values), 8, shared.banks)
     return Coded(name, entry, chunks, []), expected
+
+
+def random_scaled(rng: np.random.Generator, name: str, shared: Shared) -> tuple[Coded, Decoded]:
+    """Values with scales: ordinary ones, and any bits."""
+    dtype, group = str(rng.choice(["F32", "F16", "BF16"])), int(rng.choice([16, 17, 100, 2**31 - 1]))
+    p, count = int(rng.choice([1, 2, 16, 17, 256])), int(rng.integers(0, 600))
+    numbers = rng.integers(0, p, count)
+    values, scales = random_floats(rng, p), random_floats(rng, -(-count // group))
+    with np.errstate(all="ignore"):
+        products = values[numbers] * scales[np.arange(count) // group]
+        exact = products.astype({"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}[dtype])
+    size = exact.itemsize
+    nan = {"F32": b"\0\0\xc0\x7f", "F16": b"\0\x7e", "BF16": b"\xc0\x7f"}[dtype]
+    raw = b"".join(nan if value != value else value.tobytes() for value in exact)
+    entry: Object = {"dtype": dtype, "shape": [count], "records": number_of(Records([(8, size)]), shared.records)}
+    entry |= {"palette": p, "group": group}
+    bits = next(bits for bits in range(1, 9) if 2**bits >= p)
+    chunks = random_chunks(rng, numbers.tolist(), bits, shared.banks)
+    chunks += random_chunks(rng, list(values.tobytes()), 8, shared.banks)
+    for plane in take_apart(scales.tobytes(), Records([(8, 1)] * 4, rotate=True)):
+        chunks += random_chunks(rng, plane, 8, shared.banks)
+    return Coded(name, entry, chunks, []), Decoded(dtype, (count,), raw)
+
+
+def random_floats(rng: np.random.Generator, count: int) -> NDArray[np.float32]:
+    if rng.random() < 0.5:
+        return (rng.normal(0, 3, count).round() * 2.0**-8).astype(np.float32)
+    return np.frombuffer(rng.bytes(4 * count), "<f4")
 
 
 def random_entry(rng: np.random.Generator, raw: bytes, records: int) -> tuple[Object, Decoded]:
@@ -480,7 +510,7 @@ def random_chunks(
 def random_chunk(rng: np.random.Generator, codes: list[int], width: int, banks: Banks) -> Chunk:
     """The first of a random order of coders that does not grow; raw never does."""
     buffer = pack(codes, width)
-    for coder in (int(coder) for coder in rng.permutation([0, 1, 2, 3, 4, 5, 6, 8])):
+    for coder in (int(coder) for coder in rng.permutation([0, 1, 2, 3, 4, 5, 6, 8, 9])):
         if coder == 0 or (coder == 1 and len(set(buffer)) == 1):
             return Chunk(len(codes), coder, 0, 0, buffer if coder == 0 else buffer[:1])
         if coder < 2:
@@ -490,17 +520,24 @@ def random_chunk(rng: np.random.Generator, codes: list[int], width: int, banks: 
             if chunk is None:
                 continue
             return chunk._replace(codes=len(codes))
+        if coder == 9:
+            payload = encode_short256(buffer, *random_payload_table(rng, buffer), lanes := int(rng.choice([1, 2, 4])))
+            if len(payload) <= len(buffer):
+                return Chunk(len(codes), coder, lanes, 0, payload)
+            continue
         low, coded = split(buffer) if coder == 5 else (b"", buffer)  # what has symbols
         kind = 2 if coder == 5 else coder  # of table
-        streams = int(rng.integers(1, 2 + len(coded) // 300)) if coder not in (4, 8) else 0
-        if streams and (streams - 1) * stream_size(len(coded), streams) >= len(coded):
+        streams = int(rng.integers(1, 2 + len(coded) // 300)) if coder != 4 else 0
+        if coder == 8:
+            streams = int(rng.choice([1, 2, 4]))
+        elif streams and (streams - 1) * stream_size(len(coded), streams) >= len(coded):
             continue
         symbols = {nibble for byte in coded for nibble in (byte & 15, byte >> 4)} if kind in (2, 8) else set(coded)
         known = [table for table in banks[kind] if all(table[symbol] for symbol in symbols)]
         shared = bool(known) and rng.random() < 0.3
         table = known[0] if shared else random_table(rng, kind, coded)
         if kind == 8:
-            payload = encode_short(coded, table)
+            payload = encode_short16(coded, table, streams)
         else:
             payload = low + (encode_huffman(coded, table) if kind == 4 else encode_ans(coded, table, kind, streams))
         if len(payload) <= len(buffer):
@@ -526,6 +563,19 @@ def random_escape_chunk(rng: np.random.Generator, buffer: bytes, bank: list[list
         return None
     bank.append(table)
     return Chunk(0, 6, 1, len(bank) - 1, payload)
+
+
+def random_payload_table(rng: np.random.Generator, buffer: bytes) -> tuple[list[int], int, int]:
+    """(frequencies, bits of precision, kind) of a table of coder 9 that knows every byte of the buffer."""
+    table, kind = random_table(rng, 3, buffer), int(rng.integers(2))
+    precision = int(rng.integers(8, 16))
+    scale = 2.0 ** (precision - 12)
+    table = [max(1, int(f * scale)) if f else 0 for f in table]
+    largest = table.index(max(table))
+    table[largest] += 2**precision - sum(table)
+    if table[largest] < 1:  # too many symbols for so few bits
+        return random_payload_table(rng, buffer)
+    return table, precision, kind
 
 
 def random_table(rng: np.random.Generator, coder: int, buffer: bytes) -> list[int]:
@@ -597,16 +647,44 @@ def encode_escape(buffer: bytes, table: Sequence[int], streams: int) -> bytes:
     return struct.pack("<I", len(escaped)) + escaped + encode_ans(pack(symbols, 4), table[:16], 2, streams)
 
 
-def encode_short(buffer: bytes, frequencies: Sequence[int]) -> bytes:
-    states, words = [2**16, 2**16], []
-    nibbles = [nibble for byte in buffer for nibble in (byte & 15, byte >> 4)]
-    for i in reversed(range(len(nibbles))):
-        x, f = states[i % 2], frequencies[nibbles[i]]
-        if x >= f * 2**20:
+def encode_short16(buffer: bytes, frequencies: Sequence[int], lanes: int) -> bytes:
+    return encode_lanes([nibble for byte in buffer for nibble in (byte & 15, byte >> 4)], frequencies, 12, lanes)
+
+
+def encode_short256(buffer: bytes, frequencies: Sequence[int], precision: int, kind: int, lanes: int) -> bytes:
+    head = payload_table(frequencies, precision, kind)
+    return head + encode_lanes(list(buffer), frequencies, precision, lanes)
+
+
+def encode_lanes(symbols: Sequence[int], frequencies: Sequence[int], precision: int, lanes: int) -> bytes:
+    states, words = [1] if lanes == 1 else [2**16] * lanes, []
+    for i in reversed(range(len(symbols))):
+        x, f = states[i % lanes], frequencies[symbols[i]]
+        if x >= f * 2 ** (32 - precision):
             words.append(x % 2**16)
             x //= 2**16
-        states[i % 2] = x // f * 2**12 + x % f + sum(frequencies[: nibbles[i]])
-    return struct.pack(f"<2I{len(words)}H", *states, *reversed(words))
+        states[i % lanes] = x // f * 2**precision + x % f + sum(frequencies[: symbols[i]])
+    first = states[0].to_bytes(-(-states[0].bit_length() // 8), "little")
+    return first + struct.pack(f"<{lanes - 1}I{len(words)}H", *states[1:], *reversed(words))
+
+
+def payload_table(frequencies: Sequence[int], precision: int, kind: int) -> bytes:
+    """The table at the beginning of a payload of coder 9."""
+    used = [symbol for symbol in range(256) if frequencies[symbol]]
+    bits, before, a = "", 0, 2
+    for symbol in range(used[0], used[-1]):
+        f, m = frequencies[symbol], before if kind else a // 2
+        number = f
+        if not kind and f <= 2 * before:
+            number = 2 * (f - before) if f >= before else 2 * (before - f) - 1
+        order = max(0, m.bit_length() - 1)
+        digits = format(number + 2**order, "b")
+        bits += "0" * (len(digits) - 1 - order) + "1" + digits[:0:-1]
+        before, a = f, (a + 1) // 2 + number
+    bits += "0" * (-len(bits) % 8)
+    return bytes([used[0], used[-1], precision + 16 * kind]) + int("0" + bits[::-1], 2).to_bytes(
+        len(bits) // 8, "little"
+    )
 
 
 def stream_size(n: int, streams: int) -> int:

@@ -196,6 +196,7 @@ class Lossless:
     records: int
     palette: int | None
     base: int | None
+    group: int | None
 
 
 @dataclass(frozen=True)
@@ -261,12 +262,12 @@ def read_entry(value: object, grids: Sequence[Grid], records: Sequence[Records],
     must(math.prod(size or 1 for size in shape) < 2**48, f"{where} shape", "too large")
     must(len({"grid", "records", "rate"} & set(entry)) == 1, where, "has not one of grid, records and rate")
     if "rate" in entry:
-        must(not {"scale", "nbytes", "palette", "base"} & set(entry), where, "has a key of other tensors")
+        must(not {"scale", "nbytes", "palette", "group", "base"} & set(entry), where, "has a key of other tensors")
         must(dtype in ("F64", "F32", "F16", "BF16"), where, f"quantized, but of dtype {dtype!r}")
         return read_rate(dtype, shape, an_object(entry["rate"], f"{where} rate"), f"{where} rate")
     if "grid" in entry:
         must("scale" in entry, where, "lacks a key")
-        must(not {"nbytes", "palette", "base"} & set(entry), where, "has a key of lossless tensors")
+        must(not {"nbytes", "palette", "group", "base"} & set(entry), where, "has a key of lossless tensors")
         must(dtype in ("F64", "F32", "F16", "BF16"), where, f"quantized, but of dtype {dtype!r}")
         grid = an_int(entry["grid"], f"{where} grid", 0, len(grids) - 1)
         scale = an_int(entry["scale"], f"{where} scale", 0, len(records) - 1)
@@ -286,7 +287,11 @@ def read_entry(value: object, grids: Sequence[Grid], records: Sequence[Records],
     must(palette is None or records[number].holds_values, f"{where} palette", "of records with fields")
     base = a_digest(entry["base"], f"{where} base") if "base" in entry else None
     must(palette is None or base is None, f"{where} palette", "together with a base")
-    return Lossless(dtype, shape, nbytes, number, palette, base)
+    group = an_int(entry["group"], f"{where} group", 16, 2**31 - 1) if "group" in entry else None
+    must(group is None or palette is not None, f"{where} group", "without a palette")
+    own_size = 8 * records[number].nbytes == DTYPE_BITS.get(dtype)
+    must(group is None or (dtype in ("F32", "F16", "BF16") and own_size), f"{where} group", f"of dtype {dtype!r}")
+    return Lossless(dtype, shape, nbytes, number, palette, base, group)
 
 
 def read_rate(dtype: str, shape: tuple[int, ...], rate: dict[str, object], where: str) -> Rated:

@@ -18,8 +18,9 @@ from qzc.codec.kernels.select import ans_kernels, batch_kernels
 from qzc.codec.model import FrequencyTable
 from tests import reference_coders, reference_encoder
 
-ANS16, ANS256, HUFFMAN, SPLIT8 = CODERS[2], CODERS[3], CODERS[4], CODERS[5]
-CODED = (ANS16, ANS256, HUFFMAN, SPLIT8)
+ANS16, ANS256, HUFFMAN, SPLIT8, SHORT16, SHORT256 = (CODERS[id] for id in (2, 3, 4, 5, 8, 9))
+CODED = (ANS16, ANS256, HUFFMAN, SPLIT8, SHORT16, SHORT256)
+SHORT = (SHORT16, SHORT256)
 SIZES = (1, 2, 9, 10, 11, 31, 32, 33, 49, 50, 51, 63, 64, 65, 66, 95, 96, 97, 127, 128, 129, 160, 500, 4999)
 
 
@@ -49,7 +50,17 @@ def reference_encode(coder: Coder, data: bytes, table: Table, streams: int) -> b
     if coder is SPLIT8:
         low, high = reference_encoder.split(data)
         return low + reference_encoder.encode_ans(high, table.frequencies.tolist(), ANS16.id, streams)
+    if coder is SHORT16:
+        return reference_encoder.encode_short16(data, table.frequencies.tolist(), streams)
+    if coder is SHORT256:
+        assert isinstance(table, FrequencyTable)
+        return shorter_short256(data, table.frequencies.tolist(), table.precision, streams)
     return reference_encoder.encode_ans(data, table.frequencies.tolist(), coder.id, streams)
+
+
+def shorter_short256(data: bytes, frequencies: list[int], precision: int, lanes: int) -> bytes:
+    kinds = (reference_encoder.encode_short256(data, frequencies, precision, kind, lanes) for kind in (0, 1))
+    return min(kinds, key=len)
 
 
 def reference_decode(coder: Coder, payload: bytes, table: Table, streams: int, size: int) -> bytes:
@@ -57,6 +68,8 @@ def reference_decode(coder: Coder, payload: bytes, table: Table, streams: int, s
         return reference_coders.decode_huffman(payload, table.lengths.tolist(), size, "")
     if coder is SPLIT8:
         return reference_coders.decode_split(payload, table.frequencies.tolist(), streams, size, "")
+    if coder in SHORT:
+        return reference_coders.decode_payload(payload, coder.id, table.frequencies.tolist(), streams, size, "")
     return reference_coders.decode_ans(payload, table.frequencies.tolist(), coder.id, streams, size, "")
 
 
@@ -65,7 +78,8 @@ def assert_round_trip(coder: Coder, data: NDArray[np.uint8], streams: int) -> No
     assert table is not None
     payload = coder.encode(data, table, streams)
     out = np.full(data.size, 0xA5, np.uint8)
-    coder.decode(payload.tobytes(), coder.table_from_bytes(table.to_bytes()), out, streams)
+    read = coder.table_from_bytes(table.to_bytes() if coder.bank else b"")
+    coder.decode(payload.tobytes(), read, out, streams)
     assert out.tobytes() == data.tobytes()
     assert payload.tobytes() == reference_encode(coder, data.tobytes(), table, streams)
     assert reference_decode(coder, payload.tobytes(), table, streams, data.size) == data.tobytes()
@@ -76,7 +90,8 @@ def assert_round_trip(coder: Coder, data: NDArray[np.uint8], streams: int) -> No
 def test_round_trip_and_reference_at_every_edge(coder: Coder, size: int) -> None:
     rng = np.random.default_rng(size)
     for symbols, skew in ((2, 0.3), (16, 0.0), (16, 0.6), (256, 0.2)):
-        assert_round_trip(coder, skewed(rng, size, symbols, skew), 0 if coder is HUFFMAN else 1)
+        for streams in (1, 2, 4) if coder in SHORT else (0 if coder is HUFFMAN else 1,):
+            assert_round_trip(coder, skewed(rng, size, symbols, skew), streams)
 
 
 @given(
@@ -88,7 +103,9 @@ def test_round_trip_and_reference_at_every_edge(coder: Coder, size: int) -> None
     coder=st.sampled_from(CODED),
 )
 def test_round_trip_and_reference(seed: int, size: int, symbols: int, skew: float, streams: int, coder: Coder) -> None:
-    coded = -(-size // 2) if coder is SPLIT8 else size
+    if coder in SHORT:
+        streams = (1, 2, 4)[streams % 3]
+    coded = -(-size // 2) if coder is SPLIT8 else max(size, 200) if coder in SHORT else size
     if (streams - 1) * (-(-coded // (32 * streams)) * 32) >= coded:
         streams = 1
     data = skewed(np.random.default_rng(seed), size, symbols, skew)
@@ -134,12 +151,16 @@ def test_extreme_frequencies_keep_the_arithmetic_exact() -> None:
         (ANS16, [255, 1] + [0] * 14),
         (ANS16, [1, 0, 0, 255] + [0] * 12),
         (ANS256, [1] + [0] * 254 + [4095]),
+        (SHORT16, [4095] + [0] * 14 + [1]),
+        (SHORT256, [1, 4095] + [0] * 254),
+        (SHORT256, [1] + [0] * 254 + [32767]),
+        (SHORT256, [32640, *[0] * 127, *[1] * 128]),
     ):
-        table = FrequencyTable(np.array(f, np.uint16), 8 if coder is ANS16 else 12)
+        table = FrequencyTable(np.array(f, np.uint16), sum(f).bit_length() - 1)
         used = np.flatnonzero(f)
         for rare in (0.0, 0.004, 0.5, 1.0):
             picks = used[(np.random.default_rng(0).random((2, 9000)) < rare).astype(int)]
-            data = (picks[0] | picks[1] << 4 if coder is ANS16 else picks[0]).astype(np.uint8)
+            data = (picks[0] | picks[1] << 4 if len(f) == 16 else picks[0]).astype(np.uint8)
             payload = coder.encode(data, table, 1)
             assert payload.tobytes() == reference_encode(coder, data.tobytes(), table, 1)
             out = np.zeros_like(data)
@@ -154,6 +175,8 @@ GOLDEN = {
     "ans16": "3134" + "00" * 14 + "28e998684893186a" + "88879878" * 14 + "3301",
     "ans256": "2222" + "00" * 14 + "881b98e4881f98e0" + "88879878" * 14 + "6600",
     "huffman": "02000000" * 10 + "dd1d222277378808dd1d222277378808dd0d2202",
+    "short16": "a62b680198961b7df83d40df922d8a84de1de74c1d8801d4",
+    "short256": "789818c020f0ff818180c0ff0f988d8d0dd8d8d8d8d8d8d8d8d8d8d8d8c1d8",
     "split8": "f000" * 17 + "00" * 16 + "898a" * 17 + "0000" * 15,  # low nibbles, then all in the tail
 }
 
@@ -172,6 +195,8 @@ def test_golden_bytes(coder: Coder) -> None:
         (ANS256, 12189966026244085044),
         (HUFFMAN, 4724230036772573159),
         (SPLIT8, 13933901257464316415),
+        (SHORT16, 1208867978319563554),
+        (SHORT256, 2389901747973560946),
     ],
 )
 def test_golden_checksums_of_a_longer_buffer(coder: Coder, checksum: int) -> None:
@@ -208,9 +233,23 @@ def test_encoders_refuse_streams_without_a_byte(size: int, streams: int) -> None
         SPLIT8.encode(data[:size], SPLIT8.fit(byte_counts(data)), streams)
 
 
+@pytest.mark.parametrize("coder", SHORT, ids=lambda coder: coder.name)
+def test_short_encoders_refuse_other_numbers_of_lanes(coder: Coder) -> None:
+    data = bytes(range(100))
+    table = coder.fit(byte_counts(data))
+    for streams in (-1, 0, 3, 5, 8):
+        with pytest.raises(InvalidArgumentError, match="streams"):
+            coder.encode(data, table, streams)
+    with pytest.raises(InvalidArgumentError, match="at least one byte"):
+        coder.encode(b"", table, 1)
+
+
 def test_coders_refuse_the_table_of_another_coder() -> None:
     counts = byte_counts(bytes(range(200)))
-    for coder, other in ((ANS16, ANS256), (ANS256, HUFFMAN), (HUFFMAN, ANS16), (SPLIT8, ANS256)):
+    with pytest.raises(InvalidArgumentError, match="needs a"):
+        SHORT256.encode(bytes(200), ANS16.fit(counts), 1)
+    pairs = ((ANS16, ANS256), (ANS256, HUFFMAN), (HUFFMAN, ANS16), (SPLIT8, ANS256), (SHORT16, ANS16))
+    for coder, other in pairs:
         with pytest.raises(InvalidArgumentError, match="needs a"):
             coder.encode(bytes(200), other.fit(counts), 1)
         with pytest.raises(InvalidArgumentError, match="needs a"):
@@ -224,5 +263,5 @@ def test_choices() -> None:
         coder_for("zip", 4)
     assert {coder.id: coder.name for coder in CODERS.values()} == {
         0: "raw", 1: "constant", 2: "ans16", 3: "ans256", 4: "huffman", 5: "split8", 6: "escape16",
-        8: "short16",
+        8: "short16", 9: "short256",
     }  # fmt: skip

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from qzc.codec.chunks import SHORT_NBYTES, EncodedChunk, encode_run
+from qzc.codec.chunks import EncodedChunk, encode_run
 from qzc.codec.coder import CODERS, coder_for
 from qzc.codec.histogram import byte_counts, code_counts
 from qzc.codec.huffman_code import CodeLengths
 from qzc.codec.model import FrequencyTable
 from qzc.codec.packing import pack_codes
+from qzc.codec.short256 import table_nbytes
 from qzc.codec.tensor import QuantizationArgs, ScaleMethod, Strategy
 from qzc.formats.safetensors import SafetensorsFile
 from qzc.quantize.rtn import quantize
@@ -33,7 +34,6 @@ GRIDS: tuple[tuple[Strategy, int | None, ScaleMethod], ...] = (
 # What a stream takes beyond the information in it. A state x is stored in 16 + e bits, e = floor(log2(x)) - 16, and starts
 # from 2^16 + 16 tail bits: beside the tail it holds log2(x) - log2(start), which is up to a bit more or less than e. So: 16
 # bytes of lengths, 32 bits at most for the fractions, and up to 15 bits that fill the last u16. Typically 14 bytes.
-SHORT_STATES_NBYTES = 8  # what the states of two lanes hold beyond information, at most
 STATES_NBYTES = 16 + 4 + 2
 # The last 64 bytes of a stream are not coded: they replace 64 bytes that states would take anyway.
 TAIL = 64
@@ -101,11 +101,16 @@ class Run:
 
     @property
     def payload(self) -> int:
-        return sum(len(chunk.payload) for chunk in self.chunks)
+        """All but tables: codes, states, sizes."""
+        return sum(len(chunk.payload) for chunk in self.chunks) - self.tables_in_payloads
 
     @property
     def tables(self) -> int:
-        return sum(map(len, {chunk.table for chunk in self.chunks}))
+        return sum(map(len, {chunk.table for chunk in self.chunks})) + self.tables_in_payloads
+
+    @cached_property
+    def tables_in_payloads(self) -> int:
+        return sum(table_nbytes(chunk.payload) for chunk in self.chunks if chunk.coder == 9)
 
 
 @cache
@@ -123,31 +128,18 @@ def fixture_runs(bits: int, strategy: Strategy, group_size: int | None, scale_me
     return runs
 
 
-@pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize("bits", range(1, 9))
 @pytest.mark.parametrize(("strategy", "group_size", "scale_method"), GRIDS)
 def test_the_fixture_is_coded_to_its_entropy(
     bits: int, strategy: Strategy, group_size: int | None, scale_method: ScaleMethod
 ) -> None:
-    """Payloads, states and all, within 0.2 % of the entropy up to 4 bits.
-
-    Codes of more bits are coded as bytes. There a table with which a coder gets to the entropy takes 384 bytes; one of 16 or
-    32 bytes that leaves payloads above 0.2 % is taken where both together are smaller than that.
-    """
+    """Every matrix, and so their sum: all but the table within 0.2 % of the entropy of the codes, to the byte."""
     runs = fixture_runs(bits, strategy, group_size, scale_method)
     assert len(runs) == 15
-    entropy = sum(run.entropy for run in runs)
-    if bits <= 4:
-        # Of a matrix that takes a kilobyte 0.2 % are no more than the bytes in which its states lie.
-        degenerate = strategy == "tensor" and bits == 2
-        assert sum(run.payload for run in runs) <= 1.002 * entropy + (2 * len(runs) if degenerate else 0)
-        for run in runs:
-            # A long run whose codes are very uneven may need the table of ans256.
-            table = 24 if run.packed.size < SHORT_NBYTES else 384
-            assert run.payload + run.tables <= 1.002 * run.entropy + SHORT_STATES_NBYTES + table
-    else:
-        tail = 64  # bytes of a stream that are not coded, so that up to half of them are no information
-        assert sum(run.payload + run.tables for run in runs) <= 1.002 * entropy + (384 + tail // 2) * len(runs)
-        assert all(run.payload + run.tables <= 1.002 * run.entropy + 384 + STATES_NBYTES + tail for run in runs)
+    for run in runs:
+        assert run.payload <= 1.002 * run.entropy
+        assert run.tables <= 24 + np.count_nonzero(byte_counts(run.packed))
+    assert sum(run.payload for run in runs) <= 1.002 * sum(run.entropy for run in runs)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])

@@ -232,7 +232,7 @@ DEFECTS: dict[str, tuple[Edit, type[QzcError], str]] = {
     "a wrong checksum of a chunk": (rows("h", "checksum", at(1, 5)), CorruptionError, "'h', chunk 1 .*checksum"),
     # rows of the chunk index
     "a reserved byte": (rows("h", "reserved", at(1, 1)), CorruptionError, "'h': chunk 1 has a reserved byte"),
-    "an unknown coder": (rows("h", "coder", at(1, 9)), UnsupportedError, r"'h': chunk 1 uses coder 9; .*6 \(escape16\)"),
+    "an unknown coder": (rows("h", "coder", at(1, 10)), UnsupportedError, r"'h': chunk 1 uses coder 10; .*6 \(escape16\)"),
     "coder 255": (rows("h", "coder", at(0, 255)), UnsupportedError, "coder 255"),
     "a table out of the bank": (rows("h", "table", at(0, 99)), CorruptionError, "'h': chunk 0 .huffman. names a table that"),
     "a table far out": (rows("h", "table", at(0, U32 - 1)), CorruptionError, "names a table that its bank does not have"),

@@ -105,7 +105,7 @@ def test_coding_it_again_gives_the_same_bytes(name: str) -> None:
             else:
                 against = base[key] if coded.base is not None else None
                 data, palette = reader.raw(key).tobytes(), bool(coded.palette)
-                tensors[key] = Lossless(info.dtype, info.shape, data, coded.records, palette, against)
+                tensors[key] = Lossless(info.dtype, info.shape, data, coded.records, palette, against, coded.group)
         source = None
         if reader.profile.source_file:
             source = Source(reader.profile.source_file.kind, restore_source(read(name)), reader.source_file()[1])
@@ -150,6 +150,7 @@ def test_the_files_are_small_and_cover_the_format() -> None:
                 features |= {"rotate"} if coded.records.rotate else set()
                 if coded.args is None:
                     features |= {coded.dtype} | ({"palette"} if coded.palette else set())
+                    features |= {"scales"} if coded.group else set()
                     features |= {"interleave"} if coded.records.interleave else set()
                     features |= {f"{bits}-bit" for bits, _ in coded.records.fields}
                     continue
@@ -169,6 +170,7 @@ def test_the_files_are_small_and_cover_the_format() -> None:
         "rotate",
         "interleave",
         "palette",
+        "scales",
     }
     assert features >= {"BF16", "F16", "F32", "F64", "I32", "F4", "Q4_0"} | {f"{bits}-bit" for bits in range(1, 9)}
     wanted = [*range(1, 9), "tensor", "channel", "group", True, False, "float16", "bfloat16", "float32"]

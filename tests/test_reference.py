@@ -17,6 +17,7 @@ from tests import reference_coders as coders
 from tests import reference_decoder as decoder
 from tests import reference_encoder as encoder
 from tests import reference_header as header
+from tests import reference_rate_encoder as rate_encoder
 from tests.broken_rules import BROKEN, BROKEN_SOURCE, REST
 from tests.edits import Edit
 from tests.reference_decoder import BaseMissing, decode_file, restore_source
@@ -66,6 +67,7 @@ def test_random_files_use_the_whole_format() -> None:
                 seen.update([f"lossless {entry.dtype}", f"R = {records.nbytes}"])
                 seen.update(["rotate"] * records.rotate + ["interleave"] * (records.lanes > 1))
                 seen.update(["palette"] * (entry.palette is not None) + ["base"] * (entry.base is not None))
+                seen.update([f"scales of {entry.dtype}"] * (entry.group is not None))
             elif isinstance(entry, header.Quantized):
                 seen.update(["rotated scales"] * profile.records[entry.scale].rotate)
         seen.update(["tie"] * len(profile.ties) + ["source"] * (profile.source_file is not None))
@@ -79,10 +81,13 @@ def test_random_files_use_the_whole_format() -> None:
             seen.update([f"coder {coder}", f"delta {delta}", "several streams" if streams > 1 else "one"])
     wanted = {f"{bits}-bit" for bits in range(1, 9)} | {f"{rank}-d" for rank in range(5)}
     wanted |= (
-        {f"coder {coder}" for coder in (*range(7), 8)} | {f"delta {delta}" for delta in range(3)} | {"several streams"}
+        {f"coder {coder}" for coder in (*range(7), 8, 9)}
+        | {f"delta {delta}" for delta in range(3)}
+        | {"several streams"}
     )
     wanted |= {"empty", "tie", "row_class", "column_class", "palette", "base", "rotate", "rotated scales", "interleave"}
     wanted |= {f"R = {size}" for size in (1, 2, 3, 4, 8, 18, 144)} | set(encoder.PLAIN_BITS) | {"source"}
+    wanted |= {f"scales of {dtype}" for dtype in ("F32", "F16", "BF16")}
     wanted |= {"lossless Q4_K", "lossless F4", "lossless BF16", "lossless F32", "lossless U8"}
     wanted |= {
         f"{strategy} {symmetric} {dtype}"
@@ -487,6 +492,74 @@ def test_worked_escape16_chunk() -> None:
     assert coders.decode_escape(payload, table, 1, len(buffer), "") == buffer
     assert encoder.encode_escape(buffer, table, 1) == payload
     assert len(payload) <= len(buffer) == 130
+
+
+def test_worked_short256_chunk() -> None:
+    example = listings("short256.")
+    buffer, payload = example["buffer"], example["payload"]
+    frequencies, precision, size = coders.read_payload_table(payload, "")
+    assert (precision, size) == (8, 6)
+    assert {symbol: f for symbol, f in enumerate(frequencies) if f} == {0x41: 171, 0x42: 43, 0x43: 42}
+    assert coders.decode_payload(payload, 9, [], 1, len(buffer), "") == buffer
+    assert encoder.encode_short256(buffer, frequencies, 8, 1, 1) == payload
+    assert len(payload) <= len(buffer) == 32
+
+
+@pytest.mark.parametrize(
+    ("payload", "where"),
+    [
+        (b"", "table: too short"),
+        (b"\1\1\x18\xff\1", "table: its first bytes"),
+        (b"\1\2\x17\xff\1", "table: its first bytes"),
+        (b"\1\2\x28\xff\1", "table: its first bytes"),
+        (b"\1\2\x18\0\0\0", "table: no number"),
+        (b"\1\2\x18\x80", "table: ends inside a number"),
+        (b"\1\2\x18\x80\xff", "table: unused bits"),
+        (b"\1\2\x18\0\2\0\0\1", "table: the sum is too large"),
+        (b"\1\2\x18\1\1", "table: only one symbol"),
+        (b"\1\2\x18\xfe", "table: unused bits"),
+        (b"\1\2\x18\6", "short256: too short"),
+        (b"\1\2\x18\6\0", "state: its last byte is 0"),
+        (b"\1\2\x18\6\2", "states: the final ones are wrong"),
+        (b"\1\2\x18\6\xff\xff\xff\0\0", "words: too many"),
+    ],
+)
+def test_broken_short256_chunks(payload: bytes, where: str) -> None:
+    """One byte, of value 1 or 2; the good table says that 1 has 2 of 256 slots."""
+    assert coders.decode_payload(b"\1\2\x18\6\1", 9, [], 1, 1, "") == b"\1"
+    assert coders.decode_payload(b"\1\2\x18\6\3", 9, [], 1, 1, "") == b"\2"
+    with pytest.raises(ValueError, match=where):
+        coders.decode_payload(payload, 9, [], 1, 1, "9")
+
+
+def test_worked_tensor_at_a_rate() -> None:
+    example = listings("A tensor at a rate")
+    codes = np.frombuffer(example["codes"], np.int8).reshape(3, 8).astype(np.int64)
+
+    def table(*frequencies: int) -> list[int]:
+        escape, *others = frequencies
+        return [escape, *[0] * (127 - len(others)), *others[::-1], 4096 - escape - 2 * sum(others), *others] + [0] * (
+            127 - len(others)
+        )
+
+    side = [table(1, 0), table(1, 0), table(1, 0), table(0, 0, 1024)]
+    bank = rate_encoder.Bank(95, 1, [126, 128], [table(1, 600, 50), table(1, 900, 250, 40)], side)
+    row_class = {"row_class": [0, 2, -2]}
+    tensor = rate_encoder.Rated("w", "F32", (3, 8), np.float32(0.5), 95, 0, 1, False, codes, row_class)
+    coded, members = rate_encoder.write_rated([tensor], bank)
+    assert {member.name: member.data for member in members} == {
+        "qzc.tables.classes": example["bank"],
+        "qzc.vectors": example["vectors"],
+    }
+    assert [chunk.payload for chunk in coded[0].chunks] == [example["payload"]]
+    entry = {"dtype": "F32", "shape": [3, 8], "rate": {"step": "3f000000", "offset": 95, "row_class": 0}}
+    assert coded[0].entry == entry and f"`{json.dumps(entry['rate'])}`" in worked_examples()
+    metadata = {"format": "qzc", "qzc.version": "0.2", "qzc.writer": "example", "qzc.coded": json.dumps({"w": entry})}
+    found = decode_file(encoder.seal(metadata, encoder.lay_out([], coded, encoder.no_tables(), members)))["w"]
+    assert_same({"w": found}, {"w": rate_encoder.decoded(tensor, bank)})
+    assert found.levels is not None and found.levels.tolist() == codes.tolist()
+    assert found.dequantized is not None
+    assert f"row 2 are {' '.join(f'{weight:.9g}' for weight in found.dequantized[2] + 0.0)}." in worked_examples()
 
 
 def test_worked_records() -> None:

@@ -16,9 +16,10 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from . import ans_portable, escape16, huffman, short16, split8
+from . import ans_portable, escape16, huffman, short256, split8
 from .ans_header import I
 from .jit import inlined, kernel
+from .lanes import decode_lanes
 from .status import CODE_TOO_LARGE, OK, PADDING_NOT_ZERO, SIZE_MISMATCH
 
 
@@ -144,7 +145,18 @@ def decode_short16(tasks: NDArray[Any], status: NDArray[np.int64]) -> None:
     for i in range(tasks.size):
         t = tasks[i]
         out, table = bytes_at(t.out, t.size), numba.carray(words_at(t.table), (16,))
-        status[i] = short16.decode_short16(bytes_at(t.payload, t.nbytes), table, out)
+        status[i] = decode_lanes(bytes_at(t.payload, t.nbytes), I(t.streams), table, I(12), out)
+        if status[i] == OK:
+            status[i] = check(out, t.unused, t.spare)
+
+
+@kernel
+def decode_short256(tasks: NDArray[Any], status: NDArray[np.int64]) -> None:
+    """Coder 9; tables are in the payloads."""
+    for i in range(tasks.size):
+        t = tasks[i]
+        out = bytes_at(t.out, t.size)
+        status[i] = short256.decode_short256(bytes_at(t.payload, t.nbytes), I(t.streams), out)
         if status[i] == OK:
             status[i] = check(out, t.unused, t.spare)
 

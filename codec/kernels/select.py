@@ -55,6 +55,7 @@ def batch_kernels() -> dict[int, Batch]:
     return {
         0: batch.copy, 1: batch.fill, 2: ans.decode_ans16, 3: ans.decode_ans256, 4: batch.decode_huffman,
         5: ans.decode_split8, 6: ans.decode_escape16, 8: batch.decode_short16,
+        9: batch.decode_short256,
     }  # fmt: skip
 
 

@@ -16,6 +16,7 @@ PADDING_NOT_ZERO = 10
 WRONG_CHECKSUM = 11  # found before a kernel runs
 BAD_ESCAPES = 12
 LOW_STATE = 13
+BAD_TABLE = 14
 
 MESSAGES = {
     HEADER_TRUNCATED: "the payload ends inside its header",
@@ -29,6 +30,7 @@ MESSAGES = {
     CODE_TOO_LARGE: "a code is larger than the grid has levels",
     PADDING_NOT_ZERO: "bits behind the last code are not zero",
     WRONG_CHECKSUM: "the checksum of the chunk does not match its bytes",
-    LOW_STATE: "an initial state is below 2^16",
+    LOW_STATE: "an initial state is too low",
+    BAD_TABLE: "the table that the payload begins with is damaged",
     BAD_ESCAPES: "the number of escaped bytes is not that of the escapes",
 }

@@ -20,9 +20,7 @@ from ..codec.chunk_index import CHUNK_START
 from ..codec.chunks import CHUNK_DTYPE, EncodedChunk
 from ..codec.coder import CODERS
 from ..codec.histogram import code_counts
-from ..codec.palette import indices
 from ..codec.planes import EncodedTensor, encode_tensor
-from ..codec.records import split
 from ..codec.run_map import RunMap
 from ..codec.tensor import QuantizedTensor
 from ..formats.profile import SourceFile
@@ -92,9 +90,7 @@ def code_lossless(
     """Code the bytes of a tensor of `count` elements as a pack would that keeps them."""
     encoded, _ = encode_lossless(raw, plan, "ans", chunk_codes, run=run, verify=False)
     hollow = _hollow(encoded)
-    palette = plan.palette
-    packed = split(raw, plan.records) if palette is None else [indices(raw, palette), palette.reshape(-1)]
-    planes = zip(encoded.planes, packed, strict=True)
+    planes = zip(encoded.planes, plan.split(raw), strict=True)
     entropy = sum(plane.count * shannon_entropy(code_counts(data, plane.count, plane.width)) for plane, data in planes)
     figures = tuple((plane.bits, plane.count) for plane in encoded.planes)
     size = coded_size(hollow.all_chunks())

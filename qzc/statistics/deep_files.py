@@ -90,7 +90,7 @@ def _coded(
     if (tensor.name, "kept", None) in results:
         kept: Coded | None = results[tensor.name, "kept", None]
         return kept
-    plan = tensor.lossless or plan_lossless(source.raw(tensor.name), tensor.dtype)  # one with NaN
+    plan = tensor.lossless or plan_lossless(source.raw(tensor.name), tensor.dtype, shape=tensor.shape)  # one with NaN
     assert plan is not None
     return code_lossless(source.raw(tensor.name), tensor.dtype, tensor.parameters, plan, options.chunk_codes)
 

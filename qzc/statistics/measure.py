@@ -20,7 +20,7 @@ from ..codec.records import Records
 from ..codec.run_map import RunMap
 from ..formats.checkpoint import is_qzc, open_checkpoint
 from ..lossless import plan_lossless
-from ..packer import LARGE
+from ..packing.encoder import LARGE
 from ..planner import FilePlan, PlannedTensor, plan_file
 from ..progress import Progress
 from ..quantize.rtn import NonFiniteError, quantize
@@ -153,7 +153,9 @@ def without_bad(plan: FilePlan, bad: set[str], file: SourceTensors) -> FilePlan:
     def kept(t: PlannedTensor) -> PlannedTensor:
         if t.name not in bad:
             return t
-        return replace(t, args=None, reason=NOT_FINITE, lossless=plan_lossless(file.raw(t.name), t.dtype))
+        return replace(
+            t, args=None, reason=NOT_FINITE, lossless=plan_lossless(file.raw(t.name), t.dtype, shape=t.shape)
+        )
 
     return replace(plan, tensors=tuple(map(kept, plan.tensors))) if bad else plan
 
