@@ -4,7 +4,7 @@
 
 Every time is the median of `--rounds` rounds in which all candidates take turns, after one round that is not counted, and
 after checking that what was written decodes. "warm" means: file in the page cache, kernels compiled. The memory figure
-packs a synthetic checkpoint of 2 GB in a fresh process. Ratios are what counts: machines differ and are shared.
+packs synthetic checkpoints of 2 GB in fresh processes. Ratios are what counts: machines differ and are shared.
 """
 
 from __future__ import annotations
@@ -23,10 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
 import safetensors.numpy
 import zstandard
+from numpy.typing import NDArray
 
 import qzc
+from qzc.calibration import COUNTS, FORMAT, VERSION, fingerprint
 
 GRIDS: dict[str, qzc.Selection] = {
     "4-bit channel absmax": qzc.Selection(strategy="channel"),
@@ -116,19 +119,55 @@ def take_turns(candidates: dict[str, Callable[[], Any]], rounds: int) -> dict[st
     return {t: {"median": statistics.median(x), "best": min(x), "worst": max(x)} for t, x in times.items()}
 
 
-def memory(folder: Path) -> dict[str, float]:
-    """Peak resident memory of `qzc pack` on a 2 GB checkpoint, beside 1.5 x its largest tensor + 300 MB."""
-    big, largest = folder / "big.safetensors", 10_000 * 10_000
-    write_synthetic(big, [(10_000, 10_000)] * 4 + [(3_500, 3_500)] * 8)
+def memory(folder: Path) -> dict[str, dict[str, float]]:
+    """Peak resident memory of `qzc pack` on checkpoints of 2 GB, each beside what it may be.
+
+    That is 1.5 x the largest tensor + 300 MB; at a rate + 400 MB, and the factor of the largest input in both precisions.
+    """
+    largest, wide, deep = 10_000 * 10_000, folder / "wide.safetensors", folder / "deep.safetensors"
+    write_synthetic(wide, [(10_000, 10_000)] * 4 + [(3_500, 3_500)] * 8)
+    write_synthetic(deep, [(25_000, 4_000)] * 4 + [(3_500, 3_500)] * 8)
+    stats = folder / "stats.safetensors"
+    write_statistics(stats, deep)
+    figures = {}
+    for title, model, arguments, limit in (
+        ("4 bits", wide, ["--bits", "4"], 300e6),
+        ("8 bits", wide, ["--bits", "8"], 300e6),
+        ("3 bits per weight, rtn-ec", deep, ["--target-bpw", "3"], 400e6),
+        ("3 bits per weight, watersic", deep, ["--target-bpw", "3", "--stats", str(stats)], 400e6 + 12 * 4_000**2),
+    ):
+        peak, taken = peak_of(["pack", str(model), "-o", str(folder / "big.qzc"), "-f", "-q", *arguments])
+        figures[title] = {"peak_bytes": peak, "limit_bytes": 1.5 * 4 * largest + limit, "seconds": taken}
+    return figures
+
+
+def peak_of(arguments: list[str]) -> tuple[float, float]:
+    """(bytes, seconds) of a `qzc` command in a fresh process."""
     script = "import resource, sys; from qzc.cli.main import run; code = run(sys.argv[1:]); "
     script += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
-    output = {}
-    for bits in ("4", "8"):
-        arguments = ["pack", str(big), "-o", str(folder / "big.qzc"), "-f", "-q", "--bits", bits]
-        result = subprocess.run([sys.executable, "-c", script, *arguments], check=True, capture_output=True, text=True)
-        unit = 1 if sys.platform == "darwin" else 1024
-        output[f"peak_bytes_{bits}_bit"] = float(result.stdout.split()[-1]) * unit
-    return {"checkpoint_bytes": big.stat().st_size, "limit_bytes": 1.5 * 4 * largest + 300e6, **output}
+    began = time.perf_counter()
+    result = subprocess.run([sys.executable, "-c", script, *arguments], check=True, capture_output=True, text=True)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return float(result.stdout.split()[-1]) * unit, time.perf_counter() - began
+
+
+def write_statistics(path: Path, model: Path) -> None:
+    """A file as `qzc calibrate` writes it: every tensor with an input of its own, neighbours in it correlated."""
+    tensors: dict[str, NDArray[np.float32]] = {}
+    listed: dict[str, list[object]] = {}
+    with safetensors.safe_open(model, "numpy") as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}
+    for name, (_, columns) in shapes.items():
+        spread = np.random.default_rng(columns).uniform(0.3, 3, columns)
+        powers = (0.7 ** np.arange(columns)).astype(np.float32)
+        rows = [spread[i] * spread[: i + 1] * powers[i::-1] for i in range(columns)]
+        tensors[f"{name}.gram"] = np.concatenate(rows).astype(np.float32)
+        tensors[f"{name}.power"] = (spread**2).astype(np.float32)
+        tensors[f"{name}.mean"] = np.zeros(columns, np.float32)
+        listed[name] = [name, 1]
+    metadata = {"format": FORMAT, "version": VERSION, "model_hash": fingerprint(model), "text_hash": "0" * 16}
+    metadata |= dict.fromkeys(COUNTS, "1") | {"tensors": json.dumps(listed)}
+    safetensors.numpy.save_file(tensors, path, metadata)
 
 
 def write_synthetic(path: Path, shapes: list[tuple[int, int]]) -> None:
@@ -173,10 +212,9 @@ def show(figures: dict[str, Any]) -> None:
     for title, t in {**figures["seconds"], **figures["start_up_seconds"]}.items():
         print(f"| {title} | {t['median']:.3f} | {t['best']:.3f} | {t['worst']:.3f} |")
     if "memory" in figures:
-        m = figures["memory"]
-        peaks = ", ".join(f"{m[f'peak_bytes_{bits}_bit'] / 1e6:.0f} MB at {bits} bits" for bits in ("4", "8"))
-        print(f"\npeak memory of pack on a {m['checkpoint_bytes'] / 1e9:.2f} GB checkpoint: {peaks}", end="")
-        print(f" (1.5 x largest tensor + 300 MB = {m['limit_bytes'] / 1e6:.0f} MB)")
+        print("\n| peak memory of packing 2 GB | MB | may be | seconds |\n|---|---|---|---|")
+        for title, m in figures["memory"].items():
+            print(f"| {title} | {m['peak_bytes'] / 1e6:.0f} | {m['limit_bytes'] / 1e6:.0f} | {m['seconds']:.0f} |")
 
 
 if __name__ == "__main__":

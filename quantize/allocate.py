@@ -33,4 +33,4 @@ def measured_sensitivity(harm: float, loss: float) -> float:
     """
     if not (math.isfinite(harm) and 0 < loss < math.inf):
         raise InvalidArgumentError(f"a trial with harm {harm} and loss {loss} says nothing about a sensitivity")
-    return max(harm, 1e-9) / loss
+    return max(harm, 1e-12) / loss

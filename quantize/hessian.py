@@ -34,14 +34,20 @@ class Factor:
 
 
 def factorize(
-    gram: NDArray[Any], damping: float = DAMPING, order: Order = "natural", *, name: str = "tensor", run: RunMap = map
+    gram: NDArray[Any],
+    damping: float = DAMPING,
+    order: Order = "natural",
+    *,
+    name: str = "tensor",
+    run: RunMap = map,
+    overwrite: bool = False,
 ) -> Factor:
     """Factorize a Gram matrix.
 
     gram: `[columns, columns]`, symmetric and positive semidefinite (only its lower triangle is read), of any scale.
     damping: this part of the mean of the diagonal is added to it. Inputs that never were active then count as if they
     had that power. order: `activation` quantizes the inputs of the largest power first. run: maps over blocks of
-    rows; the result does not depend on it.
+    rows; the result does not depend on it. overwrite: use the memory of `gram`, if it is float64.
 
     Raises InvalidArgumentError for NaN, infinite or negative power, another shape, and a matrix that is not positive
     definite even when damped.
@@ -52,7 +58,9 @@ def factorize(
         raise InvalidArgumentError(f"the Gram matrix of {name} has shape {list(gram.shape)}; it must be square")
     if not 0 < damping < np.inf:
         raise InvalidArgumentError(f"damping is {damping}; it must be positive")
-    matrix = np.tril(gram.astype(np.float64))
+    matrix = np.ascontiguousarray(gram, np.float64) if overwrite else np.array(gram, np.float64, order="C")
+    for row in range(len(matrix)):
+        matrix[row, row + 1 :] = 0.0
     power = np.diagonal(matrix).copy()
     if not np.isfinite(matrix).all() or (power < 0).any():
         raise InvalidArgumentError(
@@ -61,8 +69,8 @@ def factorize(
     permutation: NDArray[np.int64] | None = None
     if order == "activation":
         permutation = np.argsort(power, kind="stable").astype(np.int64)
-        full = matrix + np.tril(matrix, -1).T
-        matrix = np.tril(full[np.ix_(permutation, permutation)])
+        matrix += np.tril(matrix, -1).T
+        matrix = np.tril(matrix[np.ix_(permutation, permutation)])
     mean = float(power.mean()) if power.size else 0.0
     # A layer whose inputs were never active: all weights count the same.
     matrix[np.diag_indices_from(matrix)] += damping * mean if mean > 0 else 1.0
@@ -76,7 +84,10 @@ def factorize(
         for _ in run(partial(_subtract, matrix, first, panel), rest):
             pass
     diagonal = np.diagonal(matrix).copy()
-    return Factor((matrix / diagonal).astype(np.float32), diagonal, permutation)
+    unit = np.empty(matrix.shape, np.float32)
+    for row in range(len(matrix)):
+        unit[row] = matrix[row] / diagonal
+    return Factor(unit, diagonal, permutation)
 
 
 def _subtract(matrix: NDArray[np.float64], first: int, panel: NDArray[np.float64], row: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from ..codec.class_coder import lanes_for
 from ..codec.errors import InvalidArgumentError
 from ..codec.model import cost_units
-from ..codec.rate_tensor import VECTORS, RateTensor, transitions
+from ..codec.rate_tensor import VECTORS, RateGrid, RateTensor, transitions
 from ..codec.run_map import RunMap
 from ..codec.table_bank import CLASSES, ESCAPE, ESCAPED_BITS, PRECISION, UNITS, TableBank, checked
 from .fit_bank import bank_of, fit_bank, refit
-from .unbounded import Design, Quantized, quantize_design, typical_size
+from .unbounded import Design, Quantized, grid_of, quantize_design, typical_size
 
 LANE_BITS = 24  # what a lane costs: its state, less what is in it
 RECORD_BITS = 8 * (24 + 24 + 8)  # record of a tensor, row of the chunk index, and the way to the next multiple of 16
@@ -96,7 +96,7 @@ def payload_bits(bank: TableBank, counts: NDArray[np.int64]) -> float:
     return float(regular + (hidden * units[frequencies[..., ESCAPE]]).sum()) / UNITS + ESCAPED_BITS * float(lost.sum())
 
 
-def vectors_of(tensors: Iterable[RateTensor]) -> list[tuple[int, NDArray[np.int8]]]:
+def vectors_of(tensors: Iterable[RateTensor | Design]) -> list[tuple[int, NDArray[np.int8]]]:
     """The distinct vectors of side information, each with its kind, in the order in which they first occur."""
     found: dict[tuple[int, bytes], NDArray[np.int8]] = {}
     for tensor in tensors:
@@ -117,7 +117,10 @@ def side_counts(vectors: Iterable[tuple[int, NDArray[np.int8]]]) -> NDArray[np.i
 
 def side_bits(tensors: Iterable[RateTensor], bank: TableBank) -> float:
     """Bits of the vectors of side information."""
-    counts = side_counts(vectors_of(tensors))
+    return _side_bits(side_counts(vectors_of(tensors)), bank)
+
+
+def _side_bits(counts: NDArray[np.int64], bank: TableBank) -> float:
     single = replace(bank, frequencies=bank.side[:, None], gain=np.zeros(len(VECTORS), np.uint8))
     return payload_bits(single, counts[:, None]) + (LANE_BITS * lanes_for(int(counts.sum())) if counts.any() else 0)
 
@@ -136,22 +139,32 @@ def solve(
     tensor, run_tensors over tensors; the result depends on neither. The search looks at a sample of the rows.
     Raises InvalidArgumentError for a rate that cannot be reached.
     """
-    weights = [design.weights.size for design in designs]
-    if not sum(weights) or not 0 < bits_per_weight <= 16:
-        raise InvalidArgumentError(f"cannot spend {bits_per_weight} bits on each of {sum(weights)} weights")
-    search = _Search(designs, bits_per_weight, uniform, run, run_tensors)
-    search.find(sampled=sum(weights) > _SAMPLE)
+    search = Search(designs, bits_per_weight, uniform, run, run_tensors)
+    search.find()
     return search.finish()
 
 
-class _Search:
-    """Steps (as log2), bank and the last rates of a search."""
+class Search:
+    """Steps (as log2), bank and the last rates of a search: `find`, and then `finish`, or for tensors that together are
+    too much for memory `quantize` one after another, and `correct` until the rate is right.
+
+    Arguments: as for `solve`. done: called with a design that was looked at and will not be for a while.
+    """
 
     def __init__(
-        self, designs: Sequence[Design], target: float, uniform: bool, run: RunMap, run_tensors: RunMap
+        self,
+        designs: Sequence[Design],
+        target: float,
+        uniform: bool = False,
+        run: RunMap = map,
+        run_tensors: RunMap = map,
+        done: Callable[[Design], None] = lambda design: None,
     ) -> None:
+        weights = sum(design.weights.size for design in designs)
+        if not weights or not 0 < target <= 16:
+            raise InvalidArgumentError(f"cannot spend {target} bits on each of {weights} weights")
         self.designs, self.target, self.uniform = list(designs), target, uniform
-        self.run, self.run_tensors = run, run_tensors
+        self.run, self.run_tensors, self.done = run, run_tensors, done
         self.weights = np.array([design.weights.size for design in designs], np.float64)
         self.sizes = [typical_size(design) for design in designs]
         self.trellis = any(design.states for design in designs)
@@ -164,10 +177,13 @@ class _Search:
         self.logs = np.array(fits) if uniform else np.full(len(fits), np.average(fits, weights=self.weights))
         self.slope = np.full(len(fits), -0.9)
         self.before: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+        self.side = side_counts(vectors_of(self.designs))
+        self.chosen: list[Design] = []
+        self.spent: dict[int, float] = {}  # bits of the codes of what `quantize` has given
 
-    def find(self, sampled: bool) -> None:
-        share = max(1.0, self.weights.sum() / _SAMPLE) if sampled else 1.0
-        chosen = [d.sample(max(_SAMPLE_ROWS, int(d.weights.shape[0] / share))) if sampled else d for d in self.designs]
+    def find(self) -> None:
+        """Find the steps from a sample of the rows."""
+        chosen = self.chosen = [self._sample(design) for design in self.designs]
         for _ in range(3 if self.trellis else 2):  # gains and prices settle
             self._pass(chosen)
         for _ in range(_ROUNDS):
@@ -175,8 +191,48 @@ class _Search:
             assert self.bank is not None
             rates = self._rates(results, chosen, self.bank)
             if self._close(rates):
-                return
+                break
             self._move(rates)
+        self.before = None  # the rates of a sample and of the whole do not make a slope
+
+    def grid(self, number: int) -> RateGrid:
+        """The grid of a design, with the steps of now."""
+        assert self.bank is not None
+        return grid_of(self.designs[number], 2.0 ** self.logs[number], self.bank, self.sizes[number])
+
+    def quantize(self, number: int, run: RunMap = map) -> RateTensor:
+        """Quantize one design with the steps and the bank of now, which can code it whatever comes out."""
+        assert self.bank is not None
+        design = self.designs[number]
+        result = quantize_design(design, 2.0 ** self.logs[number], self.bank, self.sizes[number], run=run)
+        self.spent[number] = payload_bits(self.bank, _wide(self.bank, class_counts(result.tensor)))
+        self.done(design)
+        return result.tensor
+
+    @property
+    def reached(self) -> float:
+        """Bits per weight, as `coded_bits` has them, of the tensors as `quantize` gave them: all of them."""
+        return float(np.average(self._spent_rates(), weights=self.weights))
+
+    def correct(self, target: float) -> None:
+        """Steps for this rate, from what the tensors were when `quantize` gave them: all of them; and a bank for these."""
+        self.target = target
+        self._move(self._spent_rates())
+        self.spent = {}
+        for _ in range(2 if self.trellis else 1):
+            self._pass(self.chosen)
+
+    def _spent_rates(self) -> NDArray[np.float64]:
+        assert self.bank is not None
+        return self._per_weight([self.spent[number] for number in range(len(self.designs))], self.bank)
+
+    def _sample(self, design: Design) -> Design:
+        total = self.weights.sum()
+        if total <= _SAMPLE:
+            return design
+        sample = design.sample(max(_SAMPLE_ROWS, int(design.weights.shape[0] * _SAMPLE / total)))
+        self.done(design)
+        return sample
 
     def finish(self) -> Rated:
         """Quantize everything, and move the step a little where the sample was not like the whole."""
@@ -201,34 +257,39 @@ class _Search:
         assert self.bank is not None
         tensors = [result.tensor for result in results]
         counts = sum((class_counts(tensor) for tensor in tensors), np.zeros((CLASSES, 2, 256), np.int64))
-        bank = refit(self.bank, counts, side_counts(vectors_of(tensors)))
+        bank = refit(self.bank, counts, self.side)
         steps = [float(2.0**log) for log in self.logs]
         self._move(self._rates(results, self.designs, bank))
         return Rated(tensors, bank, coded_bits(tensors, bank), steps, [result.loss for result in results])
 
     def _pass(self, designs: Sequence[Design], keep_bank: bool = False) -> list[Quantized]:
-        jobs = zip(designs, self.logs, self.sizes, strict=True)
-        results = list(
-            self.run_tensors(lambda job: quantize_design(job[0], 2.0 ** job[1], self.bank, job[2], run=self.run), jobs)
-        )
+        def quantize(number: int) -> Quantized:
+            log, size = self.logs[number], self.sizes[number]
+            result = quantize_design(designs[number], 2.0**log, self.bank, size, run=self.run)
+            self.done(designs[number])
+            return result
+
+        results = list(self.run_tensors(quantize, range(len(designs))))
         if not keep_bank:
             tensors = [result.tensor for result in results]
             counts = sum((class_counts(tensor) for tensor in tensors), np.zeros((CLASSES, 2, 256), np.int64))
             products = np.sum([result.products for result in results], axis=0)
             powers = np.sum([result.powers for result in results], axis=0)
-            side = side_counts(vectors_of(tensors))
-            self.bank = fit_bank(counts, side, products, powers, self.trellis, complete=False)
+            self.bank = fit_bank(counts, self.side, products, powers, self.trellis, complete=False)
         return results
 
     def _rates(self, results: Sequence[Quantized], chosen: Sequence[Design], bank: TableBank) -> NDArray[np.float64]:
         """Bits per weight of each tensor, shared parts spread evenly over all weights."""
-        shared = side_bits([result.tensor for result in results], bank) + 8 * len(bank.to_bytes())
-        rates = []
+        bits = []
         for design, part, result in zip(self.designs, chosen, results, strict=True):
-            count = max(1, design.weights.size)
-            bits = payload_bits(bank, _wide(bank, class_counts(result.tensor))) * (count / max(1, part.weights.size))
-            rates.append((bits + LANE_BITS * lanes_for(count) + RECORD_BITS) / count)
-        each: NDArray[np.float64] = np.array(rates) + shared / self.weights.sum()
+            share = design.weights.size / max(1, part.weights.size)
+            bits.append(payload_bits(bank, _wide(bank, class_counts(result.tensor))) * share)
+        return self._per_weight(bits, bank)
+
+    def _per_weight(self, bits: Sequence[float], bank: TableBank) -> NDArray[np.float64]:
+        shared = (_side_bits(self.side, bank) + 8 * len(bank.to_bytes())) / self.weights.sum()
+        fixed = np.array([LANE_BITS * lanes_for(design.weights.size) + RECORD_BITS for design in self.designs])
+        each: NDArray[np.float64] = (np.array(bits) + fixed) / np.maximum(self.weights, 1) + shared
         return each
 
     def _close(self, rates: NDArray[np.float64]) -> bool:

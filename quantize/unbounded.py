@@ -7,6 +7,7 @@ does it for a given size of the step.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -15,13 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..codec.errors import InvalidArgumentError
-from ..codec.rate_tensor import RateTensor, log_scale
+from ..codec.rate_tensor import RateGrid, RateTensor, log_scale
 from ..codec.run_map import RunMap
 from ..codec.table_bank import CENTER, CLASSES, TableBank
 from ..codec.tensor import matrix_shape
 from ..codec.trellis import predecessors
 from .hessian import Factor
 from .rtn import NonFiniteError, float32_weights, is_float
+
+PIECE = 1 << 20  # weights that are looked at together
 
 SLAB_ROWS = 512  # rows that are quantized together without a trellis: they are independent
 RESTART_ROWS = 1024  # rows after which a trellis begins anew in large tensors; each time costs the worth of a few codes
@@ -36,13 +39,14 @@ BIT_PRICE = 0.8 * 4 * math.log(2) / 6
 class Design:
     """A tensor and how to quantize it, but for the size of the step.
 
-    weights: float32 `[rows, columns]`, finite. column_log .. row_class: as in `RateTensor`. factor: of the inputs;
+    weights: floating point `[rows, columns]`, finite in float32; may be a view of a file. column_log .. row_class: as in `RateTensor`. factor: of the inputs;
     None rounds without feedback. scale: the step of this tensor in units of the step that is asked for. states: of
-    the trellis, or 0. importance: float64 `[columns]`, what a squared error in a column costs.
+    the trellis, or 0. typical: `typical_size`, where it is known. importance: float64 `[columns]`, what a squared error
+    in a column costs.
     """
 
     name: str
-    weights: NDArray[np.float32]
+    weights: NDArray[Any]
     shape: tuple[int, ...]
     dtype: str
     factor: Factor | None = None
@@ -52,6 +56,20 @@ class Design:
     row_class: NDArray[np.int8] | None = None
     scale: float = 1.0
     states: int = 0
+    typical: float | None = None
+
+    def slab(self, rows: slice) -> NDArray[np.float32]:
+        """Some of the weights, float32 `[rows, columns]` and read-only: a view where they are float32, else a copy."""
+        part = self.weights[rows]
+        return float32_weights(part, slice(None)).reshape(part.shape)
+
+    def pieces(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """All weights, some rows at a time: a file that is larger than memory passes through it."""
+        rows, columns = self.weights.shape
+        step = max(1, PIECE // max(1, columns))
+        for row in range(0, rows, step):
+            part = slice(row, min(row + step, rows))
+            yield part, self.slab(part)
 
     @property
     def importance(self) -> NDArray[np.float64]:
@@ -66,17 +84,19 @@ class Design:
         return spread
 
     def sample(self, count: int) -> Design:
-        """The same for about `count` rows, evenly spread."""
+        """The same for about `count` rows of all sizes, in float32: what a rate is for them it is for all."""
         rows = self.weights.shape[0]
         if count >= rows:
             return self
-        pick = (np.arange(count) * rows + rows // 2) // count
-        weights = self.weights[pick]
-        weights.flags.writeable = False  # kernels are compiled for read-only weights
+        size = np.zeros(rows, np.int64)
+        for vector, sign in ((self.row_class, 1), (self.row_log, -1)):
+            if vector is not None:
+                size += sign * vector.astype(np.int64)
+        pick = np.sort(np.argsort(size, kind="stable")[(np.arange(count) * rows + rows // 2) // count])
         return replace(
             self,
-            weights=weights,
-            shape=weights.shape,
+            weights=float32_weights(self.weights[pick], slice(None)).reshape(count, -1),
+            shape=(count, self.weights.shape[1]),
             row_log=None if self.row_log is None else self.row_log[pick],
             row_class=None if self.row_class is None else self.row_class[pick],
         )
@@ -102,10 +122,10 @@ def prepare(tensor: NDArray[Any], dtype: str, name: str) -> Design:
     """
     if not is_float(tensor.dtype):
         raise InvalidArgumentError(f"{name} is {tensor.dtype}; only floating-point tensors can be quantized")
-    weights = float32_weights(tensor, slice(None)).reshape(matrix_shape(tensor.shape))
-    if not np.isfinite(weights).all():
+    design = Design(name, tensor.reshape(matrix_shape(tensor.shape)), tensor.shape, dtype)
+    if not all(np.isfinite(part).all() for _, part in design.pieces()):
         raise NonFiniteError(f"{name} has weights that are NaN or infinite in float32; store it losslessly")
-    return Design(name, weights, tensor.shape, dtype)
+    return design
 
 
 def check_columns(name: str, columns: int, factor: Factor) -> None:
@@ -119,15 +139,19 @@ def classified(design: Design, *, columns: bool) -> Design:
 
     Columns whose steps follow the statistics of the inputs need none: their weights are alike.
     """
-    size = np.abs(design.weights)
-    if not size.size or not size.any():
-        return design
-    rows, count = size.shape
-    row = _classes((size / log_scale(design.column_log, count)).mean(axis=1, dtype=np.float64))
-    if not columns:
-        return replace(design, row_class=row)
-    column = _classes((size / log_scale(row, rows)[:, None]).mean(axis=0, dtype=np.float64))
-    return replace(design, row_class=row, column_class=column)
+    rows, count = design.weights.shape
+    mean, steps = np.zeros(rows), log_scale(design.column_log, count)
+    for part, weights in design.pieces():
+        mean[part] = (np.abs(weights) / steps).mean(axis=1, dtype=np.float64) if count else 0.0
+    if not mean.any():
+        return replace(design, typical=0.0)
+    design = replace(design, row_class=_classes(mean))
+    if columns:
+        total, scale = np.zeros(count), log_scale(design.row_class, rows)[:, None]
+        for part, weights in design.pieces():
+            total += (np.abs(weights) / scale[part]).sum(axis=0, dtype=np.float64)
+        design = replace(design, column_class=_classes(total / rows))
+    return replace(design, typical=typical_size(design))
 
 
 def _classes(size: NDArray[np.float64]) -> NDArray[np.int8]:
@@ -139,10 +163,28 @@ def _classes(size: NDArray[np.float64]) -> NDArray[np.int8]:
 
 def typical_size(design: Design) -> float:
     """log2 of the standard deviation, about, of weights in rows and columns of class 0."""
+    if design.typical is not None:
+        return design.typical
     rows, columns = design.weights.shape
-    size = np.abs(design.weights) / log_scale(design.column_class, columns) / log_scale(design.row_class, rows)[:, None]
-    mean = float(size.mean(dtype=np.float64)) if size.size else 0.0
-    return math.log2(1.25 * mean) if mean > 0 else 0.0
+    column, row, total = log_scale(design.column_class, columns), log_scale(design.row_class, rows)[:, None], 0.0
+    for part, weights in design.pieces():
+        total += float((np.abs(weights) / column / row[part]).sum(dtype=np.float64))
+    return math.log2(1.25 * total / design.weights.size) if total > 0 else 0.0
+
+
+def grid_of(design: Design, step: float, bank: TableBank | None, size: float | None = None) -> RateGrid:
+    """The grid on which `quantize_design` quantizes."""
+    rows, columns = design.weights.shape
+    width = np.float32(min(max(step * design.scale, 1e-30), 1e30))
+    size = typical_size(design) if size is None else size
+    offset = int(np.clip(round(CENTER + 8 * (size - math.log2(float(width)))), 0, CLASSES - 1))
+    most = max(1, RESTART_CODES // max(1, columns))
+    restart = max(rows, 1) if rows <= min(2 * RESTART_ROWS, most) else min(RESTART_ROWS, most)
+    grid = RateGrid(
+        width, design.column_log, design.row_log, None, design.column_class, design.row_class, offset, design.states,
+        restart if design.states else 1,
+    )  # fmt: skip
+    return grid if bank is None else replace(grid, gain=bank.gain_of(grid, columns))
 
 
 def quantize_design(
@@ -154,19 +196,13 @@ def quantize_design(
     slabs of rows; the result does not depend on it.
     """
     rows, columns = design.weights.shape
-    width = np.float32(min(max(step * design.scale, 1e-30), 1e30))
-    size = typical_size(design) if size is None else size
-    offset = int(np.clip(round(CENTER + 8 * (size - math.log2(float(width)))), 0, CLASSES - 1))
-    most = max(1, RESTART_CODES // max(1, columns))
-    restart = max(rows, 1) if rows <= min(2 * RESTART_ROWS, most) else min(RESTART_ROWS, most)
+    grid = grid_of(design, step, bank, size)
     tensor = RateTensor(
-        np.empty((rows, columns), np.int16), width, design.shape, design.dtype, design.column_log, design.row_log, None,
-        design.column_class, design.row_class, offset, design.states, restart if design.states else 1,
+        np.empty((rows, columns), np.int16), grid.step, design.shape, design.dtype, grid.column_log, grid.row_log,
+        grid.gain, grid.column_class, grid.row_class, grid.class_offset, grid.states, grid.restart,
     )  # fmt: skip
-    if bank is not None:
-        tensor = replace(tensor, gain=bank.gains(tensor))
     steps = replace(tensor, gain=None).column_scale
-    height = restart if design.states else SLAB_ROWS
+    height = grid.restart if design.states else SLAB_ROWS
     slabs = [slice(row, min(row + height, rows)) for row in range(0, rows, height)]
     sums = np.zeros((3, columns))
     for part in run(partial(_slab, design, tensor, steps, bank), slabs):
@@ -191,10 +227,10 @@ def _slab(
     row_scale = tensor.row_scale[rows]
     if design.factor is None and not design.states:
         direct = np.zeros((3, columns))
-        kernels_rate.round_rows(design.weights[rows], steps, row_scale, tensor.codes[rows], direct)
+        kernels_rate.round_rows(design.slab(rows), steps, row_scale, tensor.codes[rows], direct)
         return direct
     order = slice(None) if design.factor is None or design.factor.order is None else design.factor.order
-    weights = np.array(design.weights[rows].T[order], np.float32, order="C")
+    weights = np.array(design.slab(rows).T[order], np.float32, order="C")
     unit = np.empty((0, 0), np.float32) if design.factor is None else design.factor.unit
     worth = tensor.column_scale[order]
     codes = np.empty(weights.shape, np.int16)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -79,12 +80,8 @@ class Calibration:
         if key is None or f"{key}.gram" not in self._file.header.members:
             return None
         count = self._count(key)
-        triangle = self._array(f"{key}.gram", count * (count + 1) // 2)
-        matrix = np.empty((count, count), np.float64)
-        for row in range(count):
-            begin = row * (row + 1) // 2
-            matrix[row, : row + 1] = triangle[begin : begin + row + 1]
-            matrix[:row, row] = matrix[row, :row]
+        matrix = symmetric(self._array(f"{key}.gram", count * (count + 1) // 2), count)
+        self._file.release(f"{key}.gram")
         return matrix
 
     def power(self, name: str) -> NDArray[np.float64] | None:
@@ -94,6 +91,20 @@ class Calibration:
     def mean(self, name: str) -> NDArray[np.float64] | None:
         """The mean of each input, float64 [columns]. None without statistics."""
         return self._vector(name, "mean")
+
+    @property
+    def has_sensitivities(self) -> bool:
+        """Whether it was measured what errors in the tensors cost the model."""
+        return bool(self._sensitivities)
+
+    def sensitivity(self, name: str) -> float | None:
+        """What a squared error of one costs the model: KL divergence in nats, or 1 - cosine of embeddings.
+
+        The squared error is tr(E G E') of the error E [rows, columns] of a tensor with the Gram matrix G: what it adds to
+        a mean token's outputs. Without the matrix G has the power of the inputs in its diagonal; without statistics it is
+        the identity. None if it was not measured, or if there was no harm to measure.
+        """
+        return self._sensitivities.get(name)
 
     def check_model(self, model: str | Path | Checkpoint, progress: Progress | None = None) -> None:
         """Raise InvalidArgumentError unless the statistics were taken on this checkpoint, which is read for it.
@@ -144,7 +155,20 @@ class Calibration:
                     self._inputs[name] = (key, tokens)
                 case _:
                     self._fail(f"there are no statistics behind the entry of tensor {name!r}")
+        self._sensitivities = self._checked_sensitivities(metadata.get("sensitivities", "{}"))
         return metadata
+
+    def _checked_sensitivities(self, text: str) -> dict[str, float]:
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError):
+            self._fail("the sensitivities are not JSON")
+        if not isinstance(found, dict):
+            self._fail("the sensitivities are not a JSON object")
+        for name, value in found.items():
+            if not isinstance(value, float) or not 0 < value < math.inf:
+                self._fail(f"the sensitivity of tensor {name!r} is {value!r}")
+        return found
 
     def _vector(self, name: str, what: str) -> NDArray[np.float64] | None:
         key = self.input_of(name)
@@ -166,6 +190,16 @@ class Calibration:
 
     def _fail(self, what: str) -> NoReturn:
         raise CorruptionError(f"{self.path}: {what}")
+
+
+def symmetric(triangle: NDArray[Any], count: int) -> NDArray[np.float64]:
+    """float64 [count, count] from its lower triangle, row after row."""
+    matrix = np.empty((count, count), np.float64)
+    for row in range(count):
+        begin = row * (row + 1) // 2
+        matrix[row, : row + 1] = triangle[begin : begin + row + 1]
+        matrix[:row, row] = matrix[row, :row]
+    return matrix
 
 
 def fingerprint(model: str | Path | Checkpoint, progress: Progress | None = None) -> str:

@@ -3,36 +3,43 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from types import TracebackType
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .calibration import Calibration
 from .codec.errors import InvalidArgumentError
-from .codec.rate_tensor import RateTensor
+from .codec.rate_tensor import RateGrid, RateTensor
 from .codec.run_map import RunMap
 from .codec.table_bank import TableBank
 from .codec.tensor import matrix_shape
+from .factors import Factors
 from .planner import FilePlan, PlannedTensor
+from .quantize.allocate import equal_slope
 from .quantize.diag import diag
 from .quantize.gptq_ec import gptq_ec
 from .quantize.hessian import Factor, Order, factorize
-from .quantize.rate import solve
+from .quantize.rate import Search, solve
 from .quantize.rtn_ec import rtn_ec
 from .quantize.unbounded import Design, typical_size
 from .quantize.watersic import watersic
-from .sources import open_source
+from .sources import SourceTensors, open_source
 
 RateMethod = Literal["rtn-ec", "diag", "gptq-ec", "watersic"]
 RATE_METHODS: tuple[RateMethod, ...] = ("rtn-ec", "diag", "gptq-ec", "watersic")
 TRELLISES = (4, 8, 16, 32, 64, 128, 256)
 BEST_STATES = 32
 """More are better by some hundredths of a bit, and take many times as long to encode."""
+
+
+IN_MEMORY = 1 << 25
+"""Codes that are kept while the step is searched: files of no more weights have tables for exactly their codes."""
 
 
 @dataclass(frozen=True)
@@ -71,45 +78,123 @@ class RateOptions:
 
 @dataclass(frozen=True, eq=False)
 class RatedTensors:
-    """Tensors of a checkpoint at a rate, by name, with the bank for all of them."""
+    """Tensors of a checkpoint at a rate, with the bank for all of them.
 
-    tensors: dict[str, RateTensor]
+    grids: by name, and whether levels may need 16 bits. tensor: quantizes one, or has it already; each is asked for once.
+    """
+
     bank: TableBank
+    grids: dict[str, tuple[RateGrid, bool]]
+    tensor: Callable[[str, RunMap], RateTensor]
 
 
 class Rating:
     """The tensors of a checkpoint that are to be quantized at a rate, ready to be quantized at any.
 
-    They are held in float32, for each try has to see all of them. Raises InvalidArgumentError if no tensor is to be
-    quantized, if one has NaN or Inf, and if the method needs statistics that there are not.
+    Their weights stay in their files, which are open until this is closed. scratch: a folder for factors that are too
+    large for memory. Raises InvalidArgumentError if no tensor is to be quantized, if one has NaN or Inf, and if the
+    method needs statistics that there are not.
     """
 
     def __init__(
-        self, plans: Sequence[FilePlan], options: RateOptions, calibration: Calibration | None, run: RunMap
+        self,
+        plans: Sequence[FilePlan],
+        options: RateOptions,
+        calibration: Calibration | None,
+        run: RunMap,
+        scratch: Path,
     ) -> None:
         self._options, self._run = options, run
         method = options.method or ("watersic" if calibration else "rtn-ec")
         self.method: RateMethod = method
         if method != "rtn-ec" and calibration is None:
             raise InvalidArgumentError(f"{method} needs the statistics that `qzc calibrate` gathers: give --stats")
-        self._factors: dict[str, Factor] = {}
-        self._calibration = calibration
+        self._calibration, self._files = calibration, dict[str, SourceTensors]()
+        self._search: Search | None = None
+        self._reached = 0.0
         with ExitStack() as stack:
+            self._factors: Factors | None = None
+            if calibration is not None:
+                order: Order = "activation" if method == "gptq-ec" else "natural"
+                self._factors = stack.enter_context(Factors(calibration, order, run, scratch))
             designs = list(self._designs(plans, stack))
-        if not designs:
-            raise InvalidArgumentError("no tensor is to be quantized; `qzc pack --dry-run` shows why")
+            if not designs:
+                raise InvalidArgumentError("no tensor is to be quantized; `qzc pack --dry-run` shows why")
+            self._stack = stack.pop_all()
         self.without_statistics = tuple(d.name for d, known in designs if not known) if calibration else ()
-        self._factors.clear()
-        self.designs = _balanced(designs)
+        self.designs = _balanced(self._weighed(designs))
         self.weights = sum(design.weights.size for design in self.designs)
 
     def solve(self, bits_per_weight: float) -> RatedTensors:
-        """Quantize everything at this rate. Raises InvalidArgumentError if it cannot be reached."""
+        """Everything at this rate, as `coded_bits` counts it. Raises InvalidArgumentError if it cannot be reached.
+
+        Of many weights only a sample is looked at. The next call knows of all of them, if they were asked for.
+        """
         # Without sensitivities, errors in the outputs of different layers cannot be weighed against each other.
-        uniform = self._options.uniform or self.method in ("gptq-ec", "watersic")
-        rated = solve(self.designs, bits_per_weight, uniform=uniform, run_tensors=self._run)
-        names = [design.name for design in self.designs]
-        return RatedTensors(dict(zip(names, rated.tensors, strict=True)), rated.bank)
+        uniform = self._options.uniform or (self.method in ("gptq-ec", "watersic") and not self.weighed)
+        numbers = {design.name: number for number, design in enumerate(self.designs)}
+        if self.weights <= IN_MEMORY:
+            rated = solve(self.designs, bits_per_weight, uniform=uniform, run_tensors=self._run)
+            self._reached = rated.bits.total / self.weights
+            known = [(tensor.grid, _may_be_wide(tensor)) for tensor in rated.tensors]
+            return RatedTensors(
+                rated.bank, dict(zip(numbers, known, strict=True)), lambda name, run: rated.tensors[numbers[name]]
+            )
+        if self._search is None:
+            search = self._search = Search(
+                self.designs, bits_per_weight, uniform, run_tensors=self._run, done=self._release
+            )
+            search.find()
+        else:
+            search = self._search
+            search.correct(bits_per_weight)
+        assert search.bank is not None
+        grids = {name: (search.grid(number), True) for name, number in numbers.items()}
+        return RatedTensors(search.bank, grids, lambda name, run: search.quantize(numbers[name], run))
+
+    @property
+    def reached(self) -> float:
+        """The rate at which `solve` arrived, once all its tensors were asked for."""
+        return self._search.reached if self._search else self._reached
+
+    def close(self) -> None:
+        """Close the files."""
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _release(self, design: Design) -> None:
+        self._files[design.name].release(design.name)
+        if self._factors:
+            self._factors.release(design.name)
+
+    @property
+    def weighed(self) -> bool:
+        """Whether a bit more buys the same in every tensor, by what errors in it were found to cost the model."""
+        return not self._options.uniform and self._calibration is not None and self._calibration.has_sensitivities
+
+    def _weighed(self, designs: list[tuple[Design, bool]]) -> list[tuple[Design, bool]]:
+        """Steps by sensitivity. Of tensors without one nothing is known."""
+        if not self.weighed:
+            return designs
+        found = [self._sensitivity(design) for design, _ in designs]
+        known = iter(equal_slope([d for (d, _), s in zip(designs, found, strict=True) if s], [s for s in found if s]))
+        return [(next(known), True) if s else (design, False) for (design, _), s in zip(designs, found, strict=True)]
+
+    def _sensitivity(self, design: Design) -> float | None:
+        """To a squared error of one, in the units in which the steps of the design are."""
+        assert self._calibration is not None
+        found, power = self._calibration.sensitivity(design.name), self._calibration.power(design.name)
+        plain = design.factor is None and design.column_log is None
+        if found is None or not plain or power is None or len(power) != design.weights.shape[1]:
+            return found
+        return found * float(power.mean()) or None
 
     def _designs(self, plans: Sequence[FilePlan], stack: ExitStack) -> Iterator[tuple[Design, bool]]:
         """The design of each tensor, and whether there were statistics for it."""
@@ -117,8 +202,10 @@ class Rating:
             file = stack.enter_context(open_source(plan.source))
             for tensor in plan.tensors:
                 if tensor.is_rated:
-                    yield self._design(tensor, file.array(tensor.name))
-                    file.release(tensor.name)
+                    self._files[tensor.name] = file
+                    design, known = self._design(tensor, file.array(tensor.name))
+                    self._release(design)
+                    yield design, known
 
     def _design(self, tensor: PlannedTensor, array: NDArray[Any]) -> tuple[Design, bool]:
         name, dtype, states = tensor.name, tensor.dtype, self._options.states
@@ -128,29 +215,26 @@ class Rating:
             return rtn_ec(array, dtype, states=states, name=name), self.method == "rtn-ec"
         if self.method == "diag":
             return diag(array, dtype, power, states=states, name=name), True
-        factor = self._factor(name, "activation" if self.method == "gptq-ec" else "natural")
+        factor = self._factors.of(name) if self._factors else None
         if factor is None:
             return rtn_ec(array, dtype, states=states, name=name), False
         if self.method == "gptq-ec":
             return gptq_ec(array, dtype, factor, states=states, name=name), True
         return watersic(array, dtype, factor, states=states, name=name), True
 
-    def _factor(self, name: str, order: Order) -> Factor | None:
-        """Of the input that the tensor reads; tensors with one input share it."""
-        assert self._calibration is not None
-        key = self._calibration.input_of(name) or name
-        if key not in self._factors:
-            gram = self._calibration.gram(name)
-            if gram is None:
-                return None
-            self._factors[key] = factorize(gram, order=order, name=name, run=self._run)
-        return self._factors[key]
+
+def _may_be_wide(tensor: RateTensor) -> bool:
+    """False if levels certainly fit 8 bits; without a trellis True if they do not."""
+    largest = max(int(tensor.codes.max()), -int(tensor.codes.min())) if tensor.codes.size else 0
+    return largest > (63 if tensor.states else 127)
 
 
 def factor_of(calibration: Calibration, name: str, columns: int) -> Factor | None:
     """The statistics of a tensor's inputs for `gptq`; None if there are none that fit."""
     gram = calibration.gram(name)
-    return None if gram is None or len(gram) != columns else factorize(gram, order="activation", name=name)
+    return (
+        None if gram is None or len(gram) != columns else factorize(gram, order="activation", name=name, overwrite=True)
+    )
 
 
 def open_statistics(path: Path, model: Any) -> Calibration:

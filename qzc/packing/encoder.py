@@ -112,18 +112,18 @@ def code_fingerprint(tensor: RateTensor) -> tuple[int, bool]:
     """
     rows, columns = tensor.codes.shape
     step = tensor.restart * max(1, PIECE // max(1, tensor.restart * columns))
-    for dtype in (np.int8, np.int16):
+    for wide in (False, True):
         hasher = xxhash.xxh3_64()
         for row in range(0, rows, step):
             codes = tensor.codes[row : row + step]
-            levels = np.empty(codes.shape, dtype)
+            levels = np.empty(codes.shape, np.int16) if wide else np.empty(codes.shape, np.int8)
             if not levels_of(codes, tensor.states, tensor.restart, levels):
                 break
             hasher.update(levels)
         else:
             hasher.update(tensor.column_scale)
             hasher.update(tensor.row_scale)
-            return hasher.intdigest(), dtype == np.int16
+            return hasher.intdigest(), wide
     raise InvalidArgumentError("levels beyond 16 bits: the step is too small")
 
 
