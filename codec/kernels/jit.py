@@ -11,6 +11,8 @@ from typing import Any, TypeVar, cast
 import numba
 from numba.core.caching import FunctionCache
 
+from .compiler import KernelCompiler, PartCompiler
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -53,7 +55,7 @@ def kernel(function: F) -> F:
     cache is attached afterwards and left off if there is no place for it.
     """
     # "numpy": a division by zero is not worth a branch in every loop; no kernel divides by what it was not given.
-    compiled = numba.njit(nogil=True, error_model="numpy")(function)
+    compiled = numba.njit(nogil=True, error_model="numpy", pipeline_class=KernelCompiler)(function)
     try:
         compiled._cache = _ForgivingCache(function)
     except Exception:  # numba says RuntimeError today
@@ -62,9 +64,6 @@ def kernel(function: F) -> F:
 
 
 def inlined(function: F) -> F:
-    """Compile `function` into its callers: for the steps of a kernel.
-
-    Nobody calls it from Python or C, so the wrappers for that, a fifth of the time to compile, are left out.
-    """
-    options = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    """Compile `function` into its callers: for the steps of a kernel. Python cannot call it."""
+    options = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "pipeline_class": PartCompiler}
     return cast(F, numba.njit(nogil=True, error_model="numpy", forceinline=True, **options)(function))
