@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 
 import numba
 from numba.core.caching import FunctionCache
+from numba.core.runtime import rtsys
 
 from .compiler import KernelCompiler, PartCompiler
 
@@ -28,8 +29,10 @@ class _ForgivingCache(FunctionCache):  # type: ignore[misc]
         self._cache_file._source_stamp = (self._cache_file._source_stamp, _folder_stamp())
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
+        # numba would first load all that it takes to compile: 0.3 s of CPU, and scipy where that is installed.
         try:
-            return super().load_overload(sig, target_context)
+            rtsys.initialize(target_context)  # functions that machine code may call
+            return self._load_overload(sig, target_context)
         except Exception:  # a torn or foreign cache file fails in any way that unpickling can
             return None
 

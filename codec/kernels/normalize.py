@@ -17,8 +17,10 @@ def normalize(counts: NDArray[np.int64], steps: NDArray[np.float64], frequencies
     At least two symbols must be counted.
     """
     total = steps.size
-    scale = total / counts.sum()
-    left = total
+    left, counted = total, 0
+    for s in range(counts.size):  # counts.sum() would have every process that codes import numba's linear algebra
+        counted += counts[s]
+    scale = total / counted
     for s in range(counts.size):
         if counts[s] > 0:
             frequencies[s] = max(1, min(total - 1, int(counts[s] * scale)))
