@@ -54,6 +54,13 @@ CODES, LANES, PAD = 1 << 18, 128, 1024
 _states = scratch(4 * 128)
 
 
+@kernel
+def decode_four(
+    payload: NDArray[np.uint8], streams: int, frequencies: NDArray[np.uint16], out: NDArray[np.uint8]
+) -> int:
+    return decode_ans16(payload, streams, frequencies, out)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
@@ -71,7 +78,7 @@ def main() -> None:
     for chunk in chunks:
         table = ANS16.fit(byte_counts(chunk))
         payload, out = ANS16.encode(chunk, table, 4), np.zeros(len(chunk), np.uint8)
-        four.append(partial(decode_ans16, payload, 4, table.frequencies.copy(), out))
+        four.append(partial(decode_four, payload, 4, table.frequencies.copy(), out))
         four[-1]()
         assert np.array_equal(out, chunk)
         words, states = np.zeros(len(chunk) + PAD, np.uint16), np.zeros(LANES, np.uint32)

@@ -200,7 +200,8 @@ def _shares(sizes: Sequence[int], count: int) -> list[list[int]]:
 
 
 def _machine(clock_ghz: float) -> dict[str, Any]:
-    from .codec.kernels.select import ans_kernels
+    from .codec.ans import ANS16
+    from .codec.kernels.select import batch_kernels
 
     return {
         "cpu": _cpu_name(),
@@ -208,7 +209,7 @@ def _machine(clock_ghz: float) -> dict[str, Any]:
         "clock_ghz": round(clock_ghz, 3),
         "system": platform.system(),
         "architecture": platform.machine(),
-        "ans_kernels": ans_kernels().decode_ans16.__module__.rpartition(".")[2],
+        "ans_kernels": batch_kernels()[ANS16.id].__module__.rpartition(".")[2],
         "python": platform.python_version(),
         "numpy": np.__version__,
         "numba": metadata.version("numba"),

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from .ans_header import LANES, I, U
 from .ans_states_avx2 import STATE
 from .ans_streams_avx2 import Addresses, decode, take_words
-from .jit import inlined, kernel
+from .jit import inlined
 from .simd import (
     Register,
     add_b,
@@ -56,7 +56,7 @@ _in_order = constant_b([*range(0, 16, 2), *range(1, 16, 2)])  # undoes the inter
 _tables = scratch(10 * 16)
 
 
-@kernel
+@inlined
 def decode_ans16(
     payload: NDArray[np.uint8], streams: int, frequencies: NDArray[np.uint16], out: NDArray[np.uint8]
 ) -> int:

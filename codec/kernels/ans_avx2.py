@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from .ans16_decode_avx2 import decode_ans16
 from .ans16_encode_avx2 import encode_ans16
-from .ans256_avx2 import decode_ans256, encode_ans256
+from .ans256_avx2 import encode_ans256
 
-__all__ = ["decode_ans16", "decode_ans256", "encode_ans16", "encode_ans256"]
+__all__ = ["encode_ans16", "encode_ans256"]

@@ -14,18 +14,14 @@ from numpy.typing import NDArray
 from ..errors import InvalidArgumentError
 
 Encode = Callable[[NDArray[np.uint8], int, NDArray[np.uint16], NDArray[np.uint8]], int]
-Decode = Callable[[NDArray[np.uint8], int, NDArray[np.uint16], NDArray[np.uint8]], int]
-
 Batch = Callable[[NDArray[Any], NDArray[np.int64]], None]
 
 
 class AnsKernels(NamedTuple):
-    """Signatures and duties: see `ans_portable`."""
+    """Those that encode; signatures and duties: see `ans_portable`."""
 
     encode_ans16: Encode
     encode_ans256: Encode
-    decode_ans16: Decode
-    decode_ans256: Decode
 
 
 @cache
