@@ -1,7 +1,7 @@
 """4-bit codes to float16 or bfloat16 by table: a group has 16 values, and a shuffle looks up 32 bytes at once.
 
 The values are those of `dequantize`, to the bit: each is computed once per group instead of once per code.
-0.15 to 0.25 cycles per code in groups of 128, on data in cache.
+0.17 cycles per code in groups of 128 on data in cache, where filling as much memory takes 0.13.
 """
 
 from __future__ import annotations
@@ -16,20 +16,18 @@ from .jit import inlined, kernel
 from .simd import (
     and_,
     constant_f,
+    even_then_odd_d,
     fill_f,
     high_bytes_h,
-    high_half,
     join,
     load,
     load_twice,
     low_bytes_h,
-    low_half,
     mul_f,
     shift_right_h,
     shuffle_b,
     splat_b,
     store,
-    store_half,
     sub_f,
     unpack_high_b,
     unpack_low_b,
@@ -67,7 +65,6 @@ def dequantize4(
                 zeros, scales = fill_f(z), fill_f(s)
                 low, high = mul_f(sub_f(_first(), zeros), scales), mul_f(sub_f(_second(), zeros), scales)
                 values = join(half_of(low), half_of(high))
-                store(U(table.ctypes.data), values)
             else:
                 for c in range(16):
                     floats[c] = (np.float32(c) - z) * s
@@ -77,6 +74,8 @@ def dequantize4(
             length = min(group_size, columns - group * group_size)
             source, target = U(packed.ctypes.data) + U(code // 2), U(out16.ctypes.data) + U(2 * at)
             _look_up(source, target, U(length // 32), values)
+            if length % 32:
+                store(U(table.ctypes.data), values)
             for i in range(length // 32 * 32, length, 2):
                 pair = packed[(code + i) // 2]
                 out16[at + i] = table[pair & 15]
@@ -88,33 +87,30 @@ def dequantize4(
 @inlined
 def _look_up(source: Any, target: Any, steps: Any, values: Any) -> None:
     """32 codes, 16 bytes, in each step; two steps at a time where there are two."""
-    low_bytes, high_bytes, nibble = low_bytes_h(values), high_bytes_h(values), _nibble()
+    low_bytes, high_bytes = low_bytes_h(values), high_bytes_h(values)
     for _ in range(steps >> U(1)):
-        first, second = _unpack(load(source), nibble)
+        first, second = _unpack(load(source))
         a, b = _values(first, low_bytes, high_bytes), _values(second, low_bytes, high_bytes)
-        # `first` holds codes 0..15 and 32..47, `second` 16..31 and 48..63: halves are put in order when they are stored.
-        store_half(target, low_half(a[0]))
-        store_half(target + U(16), low_half(a[1]))
-        store_half(target + U(32), low_half(b[0]))
-        store_half(target + U(48), low_half(b[1]))
-        store_half(target + U(64), high_half(a[0]))
-        store_half(target + U(80), high_half(a[1]))
-        store_half(target + U(96), high_half(b[0]))
-        store_half(target + U(112), high_half(b[1]))
+        store(target, a[0])
+        store(target + U(32), a[1])
+        store(target + U(64), b[0])
+        store(target + U(96), b[1])
         source += U(32)
         target += U(128)
     if steps & U(1):
-        first, second = _unpack(load_twice(source), nibble)
-        a, b = _values(first, low_bytes, high_bytes), _values(second, low_bytes, high_bytes)
-        store_half(target, low_half(a[0]))
-        store_half(target + U(16), low_half(a[1]))
-        store_half(target + U(32), low_half(b[0]))
-        store_half(target + U(48), low_half(b[1]))
+        a = _values(_unpack(load_twice(source))[0], low_bytes, high_bytes)
+        store(target, a[0])
+        store(target + U(32), a[1])
 
 
 @inlined
-def _unpack(pairs: Any, nibble: Any) -> Any:
-    even, odd = and_(pairs, nibble), and_(_shift4(pairs), nibble)
+def _unpack(pairs: Any) -> Any:
+    """Codes of 32 bytes, one in a byte. Each half has eight of them, then the eight that come sixteen later.
+
+    So the 16-bit values of the first eight in both halves, and those of the others, are sixteen in a row.
+    """
+    pairs = even_then_odd_d(pairs)
+    even, odd = and_(pairs, _nibble()), and_(_shift4(pairs), _nibble())
     return unpack_low_b(even, odd), unpack_high_b(even, odd)
 
 

@@ -350,6 +350,7 @@ pack_h = _op(  # 16-bit lanes below 2^8 to bytes; undoes unpack_low_b and unpack
     [_v, _v],
     lambda b, x, y: b.bitcast(_call(b, "llvm.x86.avx2.packuswb", _B, [b.bitcast(v, _H) for v in (x, y)]), _D),
 )
+even_then_odd_d = _op(_v, [_v], lambda b, x: _shuffle(b, x, x, [0, 2, 4, 6, 1, 3, 5, 7]))
 low_half = _op(_x, [_v], lambda b, x: _shuffle(b, x, x, [0, 1, 2, 3]))
 high_half = _op(_x, [_v], lambda b, x: _shuffle(b, x, x, [4, 5, 6, 7]))
 
