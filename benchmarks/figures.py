@@ -2,8 +2,9 @@
 
     python benchmarks/figures.py MODEL.safetensors [--seconds 60]
 
-Speeds are those of one interleaved run (portable kernels: of another),
-medians and best; cycles and "x zstd", beside `zstd -1` on the same packed codes, are of the best.
+Speeds are those of one interleaved run (portable kernels: of another), medians and best; cycles and "x zstd", beside
+`zstd -1` on the same packed codes, are of the best. "dealt" is the kernel alone, each thread with chunks of its own: what
+more threads gain on this machine at that moment.
 A long run is one tensor of about 4M codes, as `pack` codes it; other rows take chunks of 256K codes from all over the model.
 """
 
@@ -34,6 +35,7 @@ from qzc.codec.buffers import read_only
 from qzc.codec.chunks import encode_run
 from qzc.codec.histogram import byte_counts
 from qzc.codec.kernels.select import ans_kernels, batch_kernels
+from qzc.codec.run_map import RunMap
 from qzc.codec.task import TASK
 from qzc.contenders import Contender, Crew, our_contenders, rival_contender
 from qzc.quantize.select import BitsRule, Selection
@@ -78,6 +80,7 @@ def figures(model: Path, seconds: float) -> Iterator[str]:
     for name, of in (
         ("4-bit ans to float16", "4-bit ans decode"),
         ("whole model, 2 threads", "whole model, 1 thread"),
+        ("whole model, 2 threads, dealt", "whole model, 1 thread, dealt"),
     ):
         yield f"- {name}: {rows[name]['speed'] / rows[of]['speed']:.2f} x {of}"
     yield from start(model)
@@ -106,6 +109,8 @@ def measure(model: Path, seconds: float, whole: bool = True) -> dict[str, Any]:
                     crew = Crew([range(len(everything.blocks))], stack.enter_context(thread_map(threads)))
                     name = f"whole model, {threads} thread{'s' * (threads > 1)}"
                     jobs[name], codes[name] = _decode(ans)(crew), everything.codes
+                    dealt = _kernels(everything, threads, crew.run)["ans decode, kernel"]
+                    jobs[f"{name}, dealt"], codes[f"{name}, dealt"] = (dealt,), everything.codes
         race = take_turns(jobs, seconds)
     best = {name: codes[name] / race.timings[name].best for name in jobs}
     rows = {
@@ -152,14 +157,14 @@ def _encode(sample: Sample) -> None:
         encode_run(block.packed, prod(block.shape), block.args.storage_bits, "ans", verify=False)
 
 
-def _kernels(sample: Sample) -> dict[str, Job]:
-    """The kernels of coder 2 alone: tables are fitted, memory is there."""
+def _kernels(sample: Sample, threads: int = 1, run: RunMap = map) -> dict[str, Job]:
+    """The kernels of coder 2 alone: tables are fitted, memory is there, and chunks are dealt to the threads that `run` has."""
     buffers = [read_only(block.packed) for block in sample.blocks]
     streams = [ANS16.default_streams(prod(block.shape)) for block in sample.blocks]
     tables = [ANS16.fit(byte_counts(buffer)).frequencies for buffer in buffers]
     memory = np.empty(max(map(encoded_bound, map(len, buffers), streams)), np.uint8)
     encode_one, decode_all = ans_kernels().encode_ans16, batch_kernels()[ANS16.id]
-    tasks, status = np.zeros(len(buffers), TASK), np.zeros(len(buffers), np.int64)
+    tasks, status = np.zeros(len(buffers), TASK), [np.zeros(len(buffers[k::threads]), np.int64) for k in range(threads)]
     payloads, outs = [], [np.zeros_like(buffer) for buffer in buffers]
     for i, (buffer, table, out) in enumerate(zip(buffers, tables, outs, strict=True)):
         payloads.append(memory[memory.size - encode_one(buffer, streams[i], table, memory) :].copy())
@@ -170,11 +175,14 @@ def _kernels(sample: Sample) -> dict[str, Job]:
         for buffer, s, table in zip(buffers, streams, tables, strict=True):
             encode_one(buffer, s, table, memory)
 
+    shares = [tasks[k::threads].copy() for k in range(threads)]
+
     def decode(alive: object = (payloads, tables, outs)) -> None:
-        decode_all(tasks, status)
+        for _ in run(lambda k: decode_all(shares[k], status[k]), range(threads)):
+            pass
 
     decode()
-    assert not status.any() and all(map(np.array_equal, outs, buffers))
+    assert not any(map(np.any, status)) and all(map(np.array_equal, outs, buffers))
     return {"ans decode, kernel": decode, "ans encode, kernel": encode}
 
 
@@ -190,7 +198,8 @@ LOAD = "import sys, qzc; qzc.load_file(sys.argv[2])"
 def start(model: Path) -> Iterator[str]:
     """Seconds of processes with an empty cache of compiled kernels and with a full one."""
     with tempfile.TemporaryDirectory() as folder:
-        environment = {**os.environ, "NUMBA_CACHE_DIR": folder}
+        environment = {**os.environ, "NUMBA_CACHE_DIR": folder, "PYTHONPYCACHEPREFIX": folder}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # what is installed has its byte code
         packed = str(Path(folder) / "model.qzc")
         titles = ("pack and load, empty cache", "the same, full cache", "load, full cache")
         for title, code in zip(titles, (PACK_AND_LOAD, PACK_AND_LOAD, LOAD), strict=True):

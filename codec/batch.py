@@ -21,7 +21,9 @@ from .task import TASK
 from .tensor import packed_nbytes
 
 PIECE_NBYTES = 1 << 20
-"""Decoded bytes of one call: enough to make calls cheap, little enough to share a small model between threads."""
+"""Decoded bytes of one call, at most: enough to make calls cheap."""
+
+_LAST = 8  # A piece is at most a part of this number of what is left, so that threads end at about the same time.
 
 _OUT = TASK.names.index("out") if TASK.names else 0
 
@@ -271,13 +273,15 @@ def _run(work: Tasks, run: RunMap) -> None:
 
 
 def _pieces(coders: list[int], sizes: list[int]) -> list[tuple[int, int, int]]:
-    """What is decoded in one call: (coder, first task, behind the last one), of about PIECE_NBYTES."""
+    """What is decoded in one call: (coder, first task, behind the last one)."""
     pieces: list[tuple[int, int, int]] = []
-    start = nbytes = 0
+    left = sum(sizes)
+    start, nbytes, most = 0, 0, min(PIECE_NBYTES, left // _LAST)
     for i, (coder, size) in enumerate(zip(coders, sizes, strict=True)):
-        if i > start and (coder != coders[start] or nbytes + size > PIECE_NBYTES):
+        if i > start and (coder != coders[start] or nbytes + size > most):
             pieces.append((coders[start], start, i))
-            start, nbytes = i, 0
+            left -= nbytes
+            start, nbytes, most = i, 0, min(PIECE_NBYTES, left // _LAST)
         nbytes += size
     return [*pieces, (coders[start], start, len(coders))]
 

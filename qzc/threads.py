@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from threading import Event
 from typing import Any
 
 from .codec.errors import InvalidArgumentError
@@ -24,15 +26,53 @@ def thread_map(threads: int) -> Iterator[RunMap]:
     if count == 1:
         yield map
         return
+    closing = Event()
     pool = ThreadPoolExecutor(count, thread_name_prefix="qzc")
 
     def run(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterable[Any]:
-        return pool.map(function, items)
+        todo = deque((Future[Any](), item) for item in items)
+        results = deque(future for future, _ in todo)
+        for _ in range(min(count, len(todo))):
+            pool.submit(_work, function, todo, closing)
+        return _in_order(results)
 
     try:
         yield run
     finally:
+        closing.set()
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _work(function: Callable[[Any], Any], todo: deque[tuple[Future[Any], Any]], closing: Event) -> None:
+    """What each of the threads does: take calls from `todo` until there is none.
+
+    To hand over each call by itself, as `ThreadPoolExecutor.map` does, takes so long that the second thread begins when a small
+    model is half decoded.
+    """
+    while not closing.is_set():
+        try:
+            future, item = todo.popleft()
+        except IndexError:
+            return
+        if not future.set_running_or_notify_cancel():
+            continue
+        try:
+            result = function(item)
+        except BaseException as error:
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+            del result
+        del future, item  # the next call may need the memory
+
+
+def _in_order(results: deque[Future[Any]]) -> Iterator[Any]:
+    try:
+        while results:
+            yield results.popleft().result()
+    finally:
+        for future in results:
+            future.cancel()
 
 
 def thread_count(threads: int) -> int:

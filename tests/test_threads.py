@@ -1,0 +1,76 @@
+"""The map of several threads: order, errors, and what is not begun after one."""
+
+import threading
+import time
+
+import pytest
+
+from qzc.codec.batch import PIECE_NBYTES, _pieces
+from qzc.threads import thread_map
+
+
+def test_results_come_in_order_whatever_the_order_of_ending() -> None:
+    def slow_at_first(i: int) -> int:
+        time.sleep(0.02 if i < 2 else 0)
+        return i * i
+
+    with thread_map(3) as run:
+        assert list(run(slow_at_first, range(50))) == [i * i for i in range(50)]
+        assert list(run(slow_at_first, ())) == []
+
+
+@pytest.mark.parametrize("threads", (2, 3))
+def test_all_threads_take_part(threads: int) -> None:
+    meeting = threading.Barrier(threads, timeout=10)
+    with thread_map(threads) as run:
+        assert sorted(run(lambda _: meeting.wait(), range(threads))) == list(range(threads))
+
+
+def test_an_error_is_raised_in_its_turn_and_ends_what_is_not_begun() -> None:
+    begun: list[int] = []
+    go_on = threading.Event()
+
+    def call(i: int) -> int:
+        begun.append(i)
+        if i == 1:
+            raise ValueError("call 1")
+        if i > 1:
+            go_on.wait(10)
+        return i
+
+    results: list[int] = []
+    with pytest.raises(ValueError, match="call 1"), thread_map(2) as run:
+        try:
+            for result in run(call, range(100)):
+                results.append(result)
+        finally:
+            go_on.set()
+    assert results == [0]
+    assert len(begun) <= 4
+
+
+def test_an_interrupted_caller_ends_what_is_not_begun() -> None:
+    begun: list[int] = []
+    go_on = threading.Event()
+
+    def call(i: int) -> None:
+        begun.append(i)
+        go_on.wait(10)
+
+    with pytest.raises(KeyboardInterrupt), thread_map(2) as run:
+        run(call, range(100))
+        threading.Timer(0.2, go_on.set).start()
+        raise KeyboardInterrupt
+    assert len(begun) <= 2
+
+
+def test_pieces_get_smaller_towards_the_end() -> None:
+    coders, sizes = [2] * 200 + [8] * 40, [1 << 17] * 200 + [1000] * 40
+    pieces = _pieces(coders, sizes)
+    assert [i for _, start, stop in pieces for i in range(start, stop)] == list(range(240))
+    assert all(set(coders[start:stop]) == {coder} for coder, start, stop in pieces)
+    nbytes = [sum(sizes[start:stop]) for _, start, stop in pieces]
+    assert max(nbytes) == nbytes[0] == PIECE_NBYTES
+    large = [n for (coder, _, _), n in zip(pieces, nbytes, strict=True) if coder == 2]
+    assert large == sorted(large, reverse=True) and large[-1] == 1 << 17
+    assert _pieces([2], [5]) == [(2, 0, 1)]
