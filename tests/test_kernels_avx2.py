@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from qzc.codec.ans import encoded_bound
 from qzc.codec.buffers import read_only
+from qzc.codec.task import TASK
 
 AVX2 = bool(llvmlite.binding.get_host_cpu_features().get("avx2", False))
 pytestmark = pytest.mark.skipif(not AVX2, reason="this CPU has no AVX2")
@@ -32,21 +33,30 @@ Table = NDArray[np.uint16]
 Kernels = tuple[Callable[[Bytes, int, Table, Bytes], int], Callable[[Bytes, int, Table, Bytes], int]]
 
 
-def kernels(module: ModuleType, coder: str) -> Kernels:
-    """Encoder and decoder of a coder."""
-    return getattr(module, f"encode_{coder}"), getattr(module, f"decode_{coder}")
+def kernels(encoders: ModuleType, loops: ModuleType, coder: str) -> Kernels:
+    """Encoder and decoder of a coder. loops: those over batches of chunks, which decode a batch of one here."""
+    loop = getattr(loops, f"decode_{coder}")
+
+    def decode(payload: Bytes, streams: int, frequencies: Table, out: Bytes) -> int:
+        tasks, status = np.zeros(1, TASK), np.full(1, -1)
+        addresses = frequencies.ctypes.data, out.ctypes.data
+        tasks[0] = (payload.ctypes.data, payload.size, streams, *addresses, out.size, 0, 0)
+        loop(tasks, status)
+        return int(status[0])
+
+    return getattr(encoders, f"encode_{coder}"), decode
 
 
 def portable(coder: str) -> Kernels:
-    from qzc.codec.kernels import ans_portable
+    from qzc.codec.kernels import ans_portable, batch
 
-    return kernels(ans_portable, coder)
+    return kernels(ans_portable, batch, coder)
 
 
 def vector(coder: str) -> Kernels:
-    from qzc.codec.kernels import ans_avx2
+    from qzc.codec.kernels import ans_avx2, batch_avx2
 
-    return kernels(ans_avx2, coder)
+    return kernels(ans_avx2, batch_avx2, coder)
 
 
 def fills(nbytes: int, streams: int) -> bool:
