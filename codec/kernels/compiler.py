@@ -2,7 +2,8 @@
 
 numba optimizes every compiled function and makes machine code of it, even if all that is left of it is in its callers: for a
 kernel of thirty functions that is two thirds of LLVM's work. A function compiled by `PartCompiler` stays as numba has lowered
-it until a kernel that calls it is optimized, and the function in it.
+it until a kernel that calls it is optimized, and the function in it. This goes behind numba's public functions, so `jit` leaves it
+to the versions that it was tried with.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ class _PartLibrary(JITCodeLibrary):  # type: ignore[misc]
     def finalize(self) -> None:
         self._raise_if_finalized()
         for library in dict.fromkeys(self._linking_libraries):
-            self._reload_init.update(library._reload_init)
+            if hasattr(library, "_reload_init"):  # since numba 0.62
+                self._reload_init.update(library._reload_init)
             self._final_module.link_in(library._get_module_for_linking(), preserve=True)
         self._finalized = True
 

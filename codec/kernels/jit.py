@@ -10,11 +10,12 @@ from typing import Any, TypeVar, cast
 
 import numba
 from numba.core.caching import FunctionCache
-from numba.core.runtime import rtsys
-
-from .compiler import KernelCompiler, PartCompiler
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+# Versions of numba whose inner functions are known to be as `compiler` and the cache need them. With all others kernels work as
+# well, and compile and start as slowly as numba does by itself.
+_KNOWN = (0, 61) <= numba.version_info.short <= (0, 68)
 
 
 class _ForgivingCache(FunctionCache):  # type: ignore[misc]
@@ -31,6 +32,10 @@ class _ForgivingCache(FunctionCache):  # type: ignore[misc]
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         # numba would first load all that it takes to compile: 0.3 s of CPU, and scipy where that is installed.
         try:
+            if not _KNOWN:
+                return super().load_overload(sig, target_context)
+            from numba.core.runtime import rtsys
+
             rtsys.initialize(target_context)  # functions that machine code may call
             return self._load_overload(sig, target_context)
         except Exception:  # a torn or foreign cache file fails in any way that unpickling can
@@ -58,7 +63,7 @@ def kernel(function: F) -> F:
     cache is attached afterwards and left off if there is no place for it.
     """
     # "numpy": a division by zero is not worth a branch in every loop; no kernel divides by what it was not given.
-    compiled = numba.njit(nogil=True, error_model="numpy", pipeline_class=KernelCompiler)(function)
+    compiled = numba.njit(nogil=True, error_model="numpy", **_compiler("KernelCompiler"))(function)
     try:
         compiled._cache = _ForgivingCache(function)
     except Exception:  # numba says RuntimeError today
@@ -68,5 +73,14 @@ def kernel(function: F) -> F:
 
 def inlined(function: F) -> F:
     """Compile `function` into its callers: for the steps of a kernel. Python cannot call it."""
-    options = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "pipeline_class": PartCompiler}
+    options = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, **_compiler("PartCompiler")}
     return cast(F, numba.njit(nogil=True, error_model="numpy", forceinline=True, **options)(function))
+
+
+def _compiler(name: str) -> dict[str, Any]:
+    """The option that makes numba compile with this class of `compiler`."""
+    if not _KNOWN:
+        return {}
+    from . import compiler
+
+    return {"pipeline_class": getattr(compiler, name)}
