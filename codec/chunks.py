@@ -16,14 +16,15 @@ from .coder import CODERS, Coder, Table, coder_for
 from .constant import CONSTANT
 from .errors import CorruptionError, InvalidArgumentError, UnsupportedError, VerificationError
 from .escape16 import ESCAPE16
-from .likely_counts import likely_counts
+from .escape_run import escape_encoder, escape_tables, run_counts
 from .model import FrequencyTable
-from .nibbles import WORTH_BYTES, encode_nibbles, nibble_tables
+from .nibbles import WORTH_BYTES, ChunkEncoder, encode_chunks, nibble_encoder, nibble_tables
 from .raw import RAW
 from .run_map import RunMap
 from .short16 import PRECISION as SHORT_PRECISION
 from .short16 import SHORT16
 from .split8 import RAW_BITS, SPLIT8
+from .split8 import SHIFT as SPLIT_SHIFT
 from .tensor import packed_nbytes
 
 CHUNK_CODES = 1 << 18  # default target: the decoded chunk stays in a second-level cache, its states weigh nothing
@@ -118,22 +119,25 @@ def encode_run(
     source = read_only(packed)
     if coder is ANS16 and len(plan) == 1 and packed.size < (SHORT_NBYTES if pairs else SHORT_NIBBLES):
         return _encode_short(source, codes, room, verify)
+    places = [0, *(packed_nbytes(b, storage_bits) for _, b in plan)]
+    bounds, sizes = np.array(places, np.int64), [b - a for a, b in plan]
     if coder is ANS16 and plan:
-        places = [0, *(packed_nbytes(b, storage_bits) for _, b in plan)]
-        bounds = np.array(places, np.int64)
         frequencies = nibble_tables(source, bounds, run, pairs)
         if frequencies is not None:
-            return _encode_by_nibbles(source, places, bounds, [b - a for a, b in plan], frequencies, room, run, verify)
-    buffers = [source[a * storage_bits // 8 : packed_nbytes(b, storage_bits)] for a, b in plan]
+            return _encode_batch(ANS16, nibble_encoder(), source, places, sizes, frequencies, room, run, verify)
+    buffers = [source[a:b] for a, b in pairwise(places)]
     tables: list[Table | None] = [None] * len(buffers)
-    if coder.table_nbytes:
-        coder, tables = _choose_tables(coder, list(run(likely_counts, buffers)), run, extra)
+    if coder.table_nbytes and plan:
+        counts = run_counts(source, bounds, run)
+        if coder is ANS256:
+            rows = _likely_rows(counts, extra)
+            if rows is not None:
+                return _encode_batch(ESCAPE16, escape_encoder(), source, places, sizes, rows, room, run, verify)
+        coder, tables = _choose_tables(coder, list(counts), run, extra)
 
     def encode(index: int) -> EncodedChunk:
-        start, stop = plan[index]
-        chunk = _encode_chunk(
-            coder, tables[index], buffers[index], stop - start, room[start * storage_bits // 8 :][: buffers[index].size]
-        )
+        start, stop = places[index], places[index + 1]
+        chunk = _encode_chunk(coder, tables[index], buffers[index], sizes[index], room[start:stop])
         if verify:
             _verify(chunk, buffers[index])
         return chunk
@@ -152,22 +156,24 @@ def _encode_short(packed: NDArray[np.uint8], codes: int, room: NDArray[np.uint8]
     return _drop_useless_tables(SHORT16, [chunk], [packed])
 
 
-def _encode_by_nibbles(
+def _encode_batch(
+    coder: Coder,
+    encoder: ChunkEncoder,
     packed: NDArray[np.uint8],
     places: list[int],
-    bounds: NDArray[np.int64],
     codes: list[int],
-    frequencies: NDArray[np.uint16],
+    tables: NDArray[np.uint16],
     room: NDArray[np.uint8],
     run: RunMap,
     verify: bool,
 ) -> list[EncodedChunk]:
-    rows, blank = frequencies.astype(np.uint8), bytes(ANS16.table_nbytes)
+    """All chunks with a coder that has a kernel for that; chunks whose bytes are all the same have a row of zeros."""
+    rows, blank = tables.astype(np.uint8), bytes(coder.table_nbytes)
 
     def finish(i: int, streams: int, nbytes: int) -> EncodedChunk:
         start, stop, table = places[i], places[i + 1], rows[i].tobytes()
         if nbytes:
-            chunk = _chunk(codes[i], ANS16, streams, table, room[start : start + nbytes])
+            chunk = _chunk(codes[i], coder, streams, table, room[start : start + nbytes])
         elif stop - start > 1 and table == blank:
             chunk = _chunk(codes[i], CONSTANT, 0, b"", packed[start : start + 1])
         else:
@@ -176,8 +182,32 @@ def _encode_by_nibbles(
             _verify(chunk, packed[start:stop])
         return chunk
 
-    chunks = encode_nibbles(packed, bounds, codes, frequencies, room, finish, run)
-    return _drop_useless_tables(ANS16, chunks, [packed[a:b] for a, b in pairwise(places)])
+    chunks = encode_chunks(encoder, packed, np.array(places, np.int64), codes, tables, room, finish, run)
+    return _drop_useless_tables(coder, chunks, [packed[a:b] for a, b in pairwise(places)])
+
+
+def _likely_rows(counts: NDArray[np.int64], extra: float) -> NDArray[np.uint16] | None:
+    """Tables of escape16 for a run of bytes if it is clear, without fitting others, that `_choose_tables` would take it."""
+    coded = np.count_nonzero(counts, axis=1) > 1
+    some = counts[coded]
+    if not len(some):
+        return None
+    cost, rows = escape_tables(some)
+    cost += ESCAPES_BITS * len(some)
+    halves = np.roll(some, SPLIT_SHIFT, axis=1).reshape(-1, 16, 16).sum(axis=2)
+    split_bound = _entropy_bits(halves) + RAW_BITS * int(some.sum()) + 8 * SPLIT8.table_nbytes
+    # No table comes below the entropy; the margin is far more than what logarithms and rounded costs are off by.
+    if cost * (1 + 1e-5) >= min(split_bound, _entropy_bits(some) * (1 + extra)):
+        return None
+    found = np.zeros((len(counts), rows.shape[1]), np.uint16)
+    found[coded] = rows
+    return found
+
+
+def _entropy_bits(counts: NDArray[np.int64]) -> float:
+    """Of all rows, each by itself: bits of all its symbols together."""
+    totals = counts.sum(axis=1)
+    return float((totals * np.log2(totals)).sum() - (counts * np.log2(np.maximum(counts, 1))).sum())
 
 
 def decode_chunk(
