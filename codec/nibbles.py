@@ -35,7 +35,7 @@ def nibble_tables(
     """
     chunks, kernels = bounds.size - 1, _kernels()
     counts, samples = np.zeros((chunks, 16), np.int64), np.zeros((chunks, 256), np.int64)
-    varied, frequencies = np.zeros(chunks, np.uint8), np.zeros((chunks, 16), np.uint16)
+    varied, fitted = np.zeros(chunks, np.uint8), np.zeros((chunks + 1, 16), np.int64)
 
     def survey(piece: Piece) -> None:
         a, b = piece
@@ -43,7 +43,8 @@ def nibble_tables(
 
     for _ in run(survey, pieces_of(bounds, run)):
         pass
-    by_nibbles, by_bytes = kernels.fit(bounds, counts, samples, varied, _costs(), frequencies)
+    by_nibbles, by_bytes = kernels.fit(bounds, counts, samples, varied, *_costs(), fitted)
+    frequencies = fitted[:-1].astype(np.uint16)
     frequencies.flags.writeable = False  # as those of a FrequencyTable: a kernel is compiled for each kind of array
     return None if pairs and by_bytes < by_nibbles * (1 - _DOUBTFUL) else frequencies
 
@@ -109,10 +110,10 @@ class _Kernels(NamedTuple):
 
 @cache
 def _kernels() -> _Kernels:
-    from .kernels.nibble_run import fit
+    from .kernels.fit_nibbles import fit_nibbles
     from .kernels.select import nibble_run
 
-    return _Kernels(nibble_run().survey, fit, nibble_run().encode)
+    return _Kernels(nibble_run().survey, fit_nibbles, nibble_run().encode)
 
 
 @cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from . import ans16_encode_avx2
+from .ans16_encode_avx2 import NARROW, narrow, wide
 from .bits import count_bytes, sample_bytes
 from .escape16 import ESCAPE
 from .escape16_avx2 import to_nibbles
@@ -66,7 +66,7 @@ def encode(
     room: NDArray[np.uint8],
     nbytes: NDArray[np.int64],
 ) -> None:
-    encode_any = _encode_narrow if rows[:, :16].max() <= ans16_encode_avx2.NARROW else _encode_wide
+    encode_any = _encode_narrow if rows[:, :16].max() <= NARROW else _encode_wide
     encode_any(packed, bounds, streams, rows, memory, room, nbytes)
 
 
@@ -86,7 +86,7 @@ def _encode_narrow(
             buffer = packed[bounds[i] : bounds[i + 1]]
             escaped, nibbles, target = parts(memory, buffer.size)
             number = to_nibbles(buffer, rows[i], nibbles, escaped)
-            size = ans16_encode_avx2.encode_narrow(nibbles, streams[i], rows[i, :16], target)
+            size = narrow(nibbles, streams[i], rows[i, :16], target)
             nbytes[i] = join(escaped, number, target, size, room, bounds[i], buffer.size)
 
 
@@ -106,5 +106,5 @@ def _encode_wide(
             buffer = packed[bounds[i] : bounds[i + 1]]
             escaped, nibbles, target = parts(memory, buffer.size)
             number = to_nibbles(buffer, rows[i], nibbles, escaped)
-            size = ans16_encode_avx2.encode_wide(nibbles, streams[i], rows[i, :16], target)
+            size = wide(nibbles, streams[i], rows[i, :16], target)
             nbytes[i] = join(escaped, number, target, size, room, bounds[i], buffer.size)

@@ -68,3 +68,11 @@ def inlined(function: F) -> F:
     """
     options = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
     return cast(F, numba.njit(nogil=True, error_model="numpy", forceinline=True, **options)(function))
+
+
+def spliced(function: F) -> F:
+    """Insert `function` into the source, so to say, of its callers: for layers between them and their steps.
+
+    Nothing is compiled apart, which would be done again for the caller; but each caller is analysed as a whole.
+    """
+    return cast(F, numba.njit(nogil=True, error_model="numpy", inline="always")(function))
