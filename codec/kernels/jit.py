@@ -75,4 +75,5 @@ def spliced(function: F) -> F:
 
     Nothing is compiled apart, which would be done again for the caller; but each caller is analysed as a whole.
     """
-    return cast(F, numba.njit(nogil=True, error_model="numpy", inline="always")(function))
+    source = getattr(function, "py_func", function)  # a kernel can be both: called from Python, and part of another one
+    return cast(F, numba.njit(nogil=True, error_model="numpy", inline="always")(source))
