@@ -16,7 +16,7 @@ from qzc.codec.chunks import decode_chunk
 from qzc.codec.coder import CODERS
 from qzc.codec.errors import CorruptionError, InvalidArgumentError
 from qzc.codec.escape16 import ESCAPE16
-from qzc.codec.escape_run import escape_tables, run_counts
+from qzc.codec.escape_run import escape_tables, memory_bound, run_counts
 from qzc.codec.escape_table import EscapeTable, parse_tables
 from qzc.codec.histogram import byte_counts
 from qzc.codec.kernels import batch, escape16
@@ -463,3 +463,34 @@ def test_no_access_out_of_bounds(at_end: bool) -> None:
                     accepted += status == OK
                     rejected += status != OK
     assert accepted > 30 and rejected > 500
+
+
+@pytest.mark.parametrize("share", [0.3, 0.97])
+def test_both_sets_of_kernels_code_runs_alike(share: float) -> None:
+    """As single chunks are coded: chunks of odd sizes, one without variety, one that would grow; likely bytes and rare ones."""
+    vector()
+    from qzc.codec.kernels import escape_run, escape_run_avx2
+
+    rng = np.random.default_rng(5)
+    sizes = [262_144, 1, 999, 5000, 300_001, 64]
+    likely = [np.where(rng.random(n) < share, 7, exponents(rng, n)).astype(np.uint8) for n in sizes]
+    likely[3][:] = 9
+    likely[5][:] = np.arange(64)
+    data = read_only(np.concatenate(likely))
+    bounds = np.cumsum([0, *sizes])
+    counts = run_counts(data, bounds, map)
+    coded = np.count_nonzero(counts, axis=1) > 1
+    rows = np.zeros((len(sizes), 32), np.uint16)
+    rows[coded] = escape_tables(counts[coded])[1]
+    streams = np.array([ESCAPE16.default_streams(n) for n in sizes])
+    memory, found = np.empty(memory_bound(max(sizes), 4), np.uint8), []
+    for module in (escape_run, escape_run_avx2):
+        room, nbytes = np.zeros(data.size, np.uint8), np.zeros(len(sizes), np.int64)
+        module.encode(data, bounds, streams, rows, memory, room, nbytes)
+        found.append([room[a : a + n].tobytes() for a, n in zip(bounds[:-1], nbytes, strict=True)])
+    assert found[0] == found[1]
+    assert [not payload for payload in found[0]] == [False, True, False, True, False, True]
+    for i in (0, 2, 4):
+        table = EscapeTable.from_bytes(rows[i].astype(np.uint8).tobytes())
+        assert ESCAPE16.encode(data[bounds[i] : bounds[i + 1]], table, int(streams[i])).tobytes() == found[0][i]
+    assert (rows[0, :16].max() > 181) == (share > 0.9)  # both vector encoders

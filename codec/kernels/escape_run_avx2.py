@@ -24,7 +24,7 @@ def count(
 ) -> None:
     """Where 15 values make up nearly all of a sample, bytes become symbols as in coder 6, which are counted in registers.
 
-    0.5 cycles for a byte instead of 1.3.
+    0.44 cycles for a byte instead of 1.19.
     """
     row, symbols = np.zeros(32, np.uint16), np.zeros(16, np.int64)
     for s in range(ESCAPE):
