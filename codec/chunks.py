@@ -17,6 +17,7 @@ from .constant import CONSTANT
 from .errors import CorruptionError, InvalidArgumentError, UnsupportedError, VerificationError
 from .escape16 import ESCAPE16
 from .escape_run import escape_encoder, escape_tables, run_counts
+from .escape_table import EscapeTable
 from .model import FrequencyTable
 from .nibbles import WORTH_BYTES, ChunkEncoder, encode_chunks, nibble_encoder, nibble_tables
 from .raw import RAW
@@ -36,6 +37,7 @@ EXTRA = 0.0015
 # A run of fewer bytes of nibbles is coded by short16: smaller, and its slower decoding does not weigh anything yet.
 SHORT_NBYTES, SHORT_NIBBLES = 1 << 15, 1 << 17  # the second where nibbles are coded as such in any case
 ESCAPES_BITS = 32  # the number of escapes in a chunk of escape16
+MARGIN = 1e-5  # share of a bound: far more than logarithms of floats and costs in integers are off by
 
 # A row of the chunk index (SPEC section 4).
 CHUNK_DTYPE = np.dtype(
@@ -193,11 +195,12 @@ def _likely_rows(counts: NDArray[np.int64], extra: float) -> NDArray[np.uint16] 
     if not len(some):
         return None
     cost, rows = escape_tables(some)
-    cost += ESCAPES_BITS * len(some)
+    cost = (cost + ESCAPES_BITS * len(some)) * (1 + MARGIN)
+    # No table comes below the entropy.
+    if cost > _entropy_bits(some) * (1 + extra):
+        return None
     halves = np.roll(some, SPLIT_SHIFT, axis=1).reshape(-1, 16, 16).sum(axis=2)
-    split_bound = _entropy_bits(halves) + RAW_BITS * int(some.sum()) + 8 * SPLIT8.table_nbytes
-    # No table comes below the entropy; the margin is far more than what logarithms and rounded costs are off by.
-    if cost * (1 + 1e-5) >= min(split_bound, _entropy_bits(some) * (1 + extra)):
+    if cost > _entropy_bits(halves) + RAW_BITS * int(some.sum()) + 8 * SPLIT8.table_nbytes:
         return None
     found = np.zeros((len(counts), rows.shape[1]), np.uint16)
     found[coded] = rows
@@ -258,10 +261,12 @@ def _choose_tables(
     elif coder is ANS256:
         # 12 bits of probability are so fine that what they cost is the entropy.
         entropy = sum(ANS256.fit(c).cost_bits(c) for c in some)
-        likely_cost, likely = _own_or_shared(ESCAPE16, some, run)
-        likely_cost += ESCAPES_BITS * len(some)
         split_cost, split = _own_or_shared(SPLIT8, some, run)
         split_cost += RAW_BITS * sum(int(c.sum()) for c in some)
+        likely_cost, rows = escape_tables(np.array(some))
+        likely_cost += ESCAPES_BITS * len(some)
+        rows.flags.writeable = False  # as those of other tables: a kernel is compiled for each kind of array
+        likely: list[Table] = [EscapeTable(row) for row in rows]
         if min(likely_cost, split_cost) <= max(cost, entropy * (1 + extra)):
             coder, chosen = (ESCAPE16, likely) if likely_cost < split_cost else (SPLIT8, split)
     for i, table in zip(coded, chosen, strict=True):
