@@ -25,10 +25,10 @@ from qzc.codec.ans import ANS256
 from qzc.codec.chunks import CHUNK_DTYPE
 from qzc.codec.coder import Coder
 from qzc.codec.escape16 import ESCAPE16
+from qzc.codec.escape_run import run_counts
 from qzc.codec.histogram import byte_counts
 from qzc.codec.huffman import HUFFMAN
 from qzc.codec.kernels.select import batch_kernels
-from qzc.codec.likely_counts import likely_counts
 from qzc.codec.split8 import SPLIT8
 from qzc.codec.task import TASK
 from qzc.formats.safetensors import SafetensorsFile
@@ -61,10 +61,15 @@ class Job:
 
     def encode(self) -> None:
         for chunk in self.chunks:
-            self.coder.encode_fitted(chunk, self.coder.fit(likely_counts(chunk)), self.coder.default_streams(CHUNK))
+            self.coder.encode_fitted(chunk, self.coder.fit(counts_of(chunk)), self.coder.default_streams(CHUNK))
 
     def decode(self) -> None:
         batch_kernels()[self.coder.id](self.tasks, self.status)
+
+
+def counts_of(chunk: NDArray[np.uint8]) -> NDArray[np.int64]:
+    counts: NDArray[np.int64] = run_counts(chunk, np.array([0, chunk.size]), map)[0]
+    return counts
 
 
 class ZstdJob:

@@ -7,34 +7,25 @@ decoded: what saves less is stored as it is, which is as fast as copying.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import fsum
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .ans import ANS16
+from .ans import SMALL_CODES
+from .buffers import read_only
 from .chunks import CHUNK_CODES
 from .histogram import byte_counts, nibble_counts
-from .model import UNITS, log_units
+from .model import log_units
 from .palette import MAX_VALUES, find_palette, index_width, indices
 from .records import BYTES, Records, split
 
-SAMPLE_NBYTES = 1 << 18
+SAMPLE_NBYTES = 1 << 17
 PIECES = 8  # of a sample, evenly spaced
-# Bytes that coding a byte of a packed plane must save, for it takes time to decode: by escape16, nibbles (ans16), ans256.
-ESCAPE_PRICE, NIBBLE_PRICE, BYTE_PRICE = 0.008, 0.010, 0.010
-ROW_NBYTES = 24 + 8  # of a chunk: its row in the index, and on average what it takes to a multiple of 16
-STATE_NBYTES, TAIL_NBYTES = 116, 64  # of each stream: its header, and how many bytes of its codes that header holds
 ENTRY_NBYTES = 128  # of a coded tensor: what its description is longer than that of one stored as it is
 MIN_NBYTES = 1 << 11  # smaller tensors are not looked at: what they could save the header takes
-TABLE_NBYTES = {4: 16, 8: 384}
-COARSE = 0.0045  # what probabilities of 8 bits cost where the likely bytes become nibbles, as a share
-LEAST = 0.002  # share of a plane that coding must gain beyond its price
 ALIKE = 0.002  # share that apart they may be cheaper: together they are less work
-# Few symbols look less even than they are: by half a nat for each value that occurs (Miller and Madow).
-EVENER = round(0.7213 * UNITS)
 
 FLOATS = {
     "F64": 8, "C64": 4, "F32": 4, "F16": 2, "BF16": 2,
@@ -114,6 +105,8 @@ def choose(
 
 def _by_palette(data: NDArray[np.uint8], values: NDArray[np.uint8], sample_nbytes: int) -> tuple[float, Choice]:
     size, width = values.shape[1], index_width(len(values))
+    from .kernels.plane_costs import ROW_NBYTES
+
     pieces = _sample(data, size, sample_nbytes)
     counts = np.array([_counts(indices(piece, values), width) for piece in pieces])
     cost = _plane_cost(counts, data.size // size, width, sum(piece.size for piece in pieces) < data.size)
@@ -138,16 +131,15 @@ def _by_records(data: NDArray[np.uint8], records: Records, sample_nbytes: int) -
 
 def _by_lanes(data: NDArray[np.uint8], lanes: Records, sample_nbytes: int) -> tuple[float, Choice]:
     """Price and choice of the best fields that keep to the bytes of a record, each a plane of `lanes`."""
-    pieces = _sample(data, lanes.span, sample_nbytes)
-    sampled = sum(piece.size for piece in pieces) < data.size
-    size = pieces[0].size // lanes.nbytes  # that of all
-    by_lane = [
-        [byte_counts(plane[start : start + size]) for start in range(0, plane.size, size)]
-        for plane in split(np.concatenate(pieces) if len(pieces) > 1 else pieces[0], lanes)
-    ]
+    from .kernels.plane_costs import count_lanes
+
+    places = _places(data.size, lanes.span, sample_nbytes)
+    sampled = sum(stop - start for start, stop in places) < data.size
+    by_lane = np.zeros((lanes.nbytes, len(places), 256), np.int64)
+    count_lanes(read_only(data), lanes.nbytes, lanes.rotate, np.array(places, np.int64), by_lane)
     codes = data.size // lanes.nbytes
     fields: list[_Field] = []
-    for counts in np.array(by_lane):
+    for counts in by_lane:
         for field in _cut(counts, codes, sampled):
             merged = _merge(fields[-1], field, codes, sampled) if fields else None
             fields[-1:] = [merged] if merged else [*fields[-1:], field]
@@ -167,30 +159,14 @@ def _cut(counts: NDArray[np.int64], codes: int, sampled: bool) -> list[_Field]:
 
     counts: of its bytes in each piece, int64 `[pieces, 256]`. codes: number of its bytes in the whole tensor.
     """
-    whole = _plane_cost(counts, codes, 8, sampled)
-    best = [_Field(8, 1, whole, counts)]
-    if whole.coder == "raw" or np.count_nonzero(counts.sum(axis=0)) == 1:
-        return best
-    table = counts.reshape(-1, 16, 16)
-    nibbles = _plane_cost(table.sum(axis=1) + table.sum(axis=2), 2 * codes, 4, sampled)
-    options = [best, [_Field(4, 2, nibbles, counts)]]
-    for low in sorted({4, *_borders(counts)}):
-        table = counts.reshape(len(counts), 1 << (8 - low), 1 << low)
-        options.append(
-            [
-                _Field(bits, 1, _plane_cost(side, codes, 1 << (bits - 1).bit_length(), sampled), None)
-                for bits, side in ((low, table.sum(axis=1)), (8 - low, table.sum(axis=2)))
-            ]
-        )
-    return min(options, key=lambda fields: sum(field.cost.price for field in fields))
+    from .kernels.plane_costs import cut_lane
 
-
-def _borders(counts: NDArray[np.int64]) -> Iterator[int]:
-    """Where to cut a byte so that one side is the same in all bytes that occur."""
-    values = np.flatnonzero(counts.sum(axis=0))
-    changing = int(np.bitwise_or.reduce(values) ^ np.bitwise_and.reduce(values))
-    low, high = (changing & -changing).bit_length() - 1, changing.bit_length()
-    yield from (border for border in (low, high) if 0 < border < 8)
+    rows = np.empty((2, 3), np.float64)
+    low = cut_lane(counts, codes, sampled, CHUNK_CODES, SMALL_CODES, log_units(), rows)
+    costs = [_cost(row) for row in rows.tolist()]
+    if low in (0, 8):
+        return [_Field(4, 2, costs[0], counts) if low else _Field(8, 1, costs[0], counts)]
+    return [_Field(low, 1, costs[0], None), _Field(8 - low, 1, costs[1], None)]
 
 
 def _merge(one: _Field, two: _Field, codes: int, sampled: bool) -> _Field | None:
@@ -211,73 +187,31 @@ def _merge(one: _Field, two: _Field, codes: int, sampled: bool) -> _Field | None
 
 
 def _plane_cost(counts: NDArray[np.int64], codes: int, width: int, sampled: bool) -> _Cost:
-    """What a plane of `codes` codes costs, packed by `width` bits.
+    """What a plane of `codes` codes costs, packed by `width` bits. counts: see the kernel."""
+    from .kernels.plane_costs import plane_cost
 
-    counts: of its codes, or of its nibbles, in each piece: int64 `[pieces, symbols]`. sampled: whether there is more of the
-    plane than the pieces.
-    """
-    chunks = max(1, round(codes / CHUNK_CODES))
-    plane, rows = codes * width / 8, chunks * ROW_NBYTES
-    pooled = counts.sum(axis=0)
-    if np.count_nonzero(pooled) <= 1:
-        return _Cost(rows + chunks, rows + chunks, "ans")
-    units, total = _entropy(counts), int(pooled.sum())
-    constant = units == 0
-    if sampled:
-        units += (np.count_nonzero(counts, axis=1) - 1) * EVENER
-    symbols = codes * width / (4 if counts.shape[1] == 16 else width)
-    streams = chunks * ANS16.default_streams(round(codes / chunks))
-    outside = max(0.0, 1 - streams * TAIL_NBYTES / plane)  # share of the codes that the headers do not hold
-    nbytes_per_unit = symbols / total / (8 * UNITS) * outside
-    table = TABLE_NBYTES[8 if width == 8 else 4]
-    more = rows + streams * STATE_NBYTES
-    price = NIBBLE_PRICE if counts.shape[1] == 16 else BYTE_PRICE
+    row = np.empty(3, np.float64)
+    plane_cost(counts, codes, width, sampled, CHUNK_CODES, SMALL_CODES, log_units(), row)
+    return _cost(row.tolist())
 
-    if counts.shape[1] == 256:  # the likely bytes as nibbles, the others after an escape
-        likely = np.argsort(-pooled, kind="stable")[:15]
-        others = counts.sum(axis=1) - counts[:, likely].sum(axis=1)
-        few = np.column_stack([counts[:, likely], others])
-        few_units = _entropy(few) * (1 + COARSE) + others * 8 * UNITS
-        few_nbytes = few_units.sum() * nbytes_per_unit + 32 * chunks + ESCAPE_PRICE * plane
-        if few_nbytes < units.sum() * nbytes_per_unit + table * chunks + price * plane:
-            units, table, price, pooled = few_units, 32, ESCAPE_PRICE, few.sum(axis=0)
 
-    # With tables of their own, each piece as it is best: chunks will choose for themselves, too.
-    share = counts.sum(axis=1) / total
-    sizes = units * nbytes_per_unit + share * (more + chunks * table)
-    sizes = np.where(constant, share * (rows + chunks), np.minimum(sizes, share * (plane + rows)))
-    prices = np.where(constant, sizes, np.minimum(sizes + share * plane * price, share * (plane + rows)))
-    best = _Cost(fsum(prices), fsum(sizes), "ans")
-    if len(counts) > 1:
-        escaped = int(pooled[15]) * 8 * UNITS if pooled.size == 16 and counts.shape[1] == 256 else 0
-        nbytes = (int(_entropy(pooled)) + escaped) * nbytes_per_unit + more + table
-        best = min(best, _Cost(nbytes + price * plane, nbytes, "ans"), key=lambda cost: cost.price)
-    raw = plane + rows
-    return best if best.price < raw - LEAST * plane else _Cost(raw, raw, "raw")
+def _cost(row: list[float]) -> _Cost:
+    return _Cost(row[0], row[1], "ans" if row[2] else "raw")
 
 
 def _counts(packed: NDArray[np.uint8], width: int) -> NDArray[np.int64]:
     return byte_counts(packed) if width == 8 else nibble_counts(packed)
 
 
-def _entropy(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Of the last axis: bits of all its symbols together, in units of 1 / UNITS bit."""
-    units: NDArray[np.int64] = _times_log(counts.sum(axis=-1)) - _times_log(counts).sum(axis=-1)
-    return units
-
-
-def _times_log(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """n log2(n) in units of 1 / UNITS bit, from the first 12 bits of n: the same on every machine, and 0.0004 bits too small."""
-    shift = np.maximum(np.frexp(counts.astype(np.float64))[1].astype(np.int64) - 12, 0)
-    products: NDArray[np.int64] = counts * (log_units()[counts >> shift] + shift * UNITS)
-    return products
-
-
 def _sample(data: NDArray[np.uint8], span: int, nbytes: int) -> list[NDArray[np.uint8]]:
-    """Pieces of whole spans, evenly spaced from the first to the last."""
-    spans, size = data.size // span, max(1, nbytes // PIECES // span)
-    if data.size <= nbytes or spans <= size:
-        return [data]
-    pieces = min(PIECES, spans // size)
-    starts = [(spans - size) * i // max(1, pieces - 1) * span for i in range(pieces)]
-    return [data[start : start + size * span] for start in starts]
+    return [data[start:stop] for start, stop in _places(data.size, span, nbytes)]
+
+
+def _places(size: int, span: int, nbytes: int) -> list[tuple[int, int]]:
+    """Pieces of whole spans, evenly spaced from the first to the last: where they begin and end."""
+    spans, length = size // span, max(1, nbytes // PIECES // span)
+    if size <= nbytes or spans <= length:
+        return [(0, size)]
+    pieces = min(PIECES, spans // length)
+    starts = [(spans - length) * i // max(1, pieces - 1) * span for i in range(pieces)]
+    return [(start, start + length * span) for start in starts]

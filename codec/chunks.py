@@ -12,21 +12,21 @@ from numpy.typing import NDArray
 
 from .ans import ANS16, ANS256
 from .buffers import Buffer, read_only
+from .choose_tables import choose_tables, likely_rows
 from .coder import CODERS, Coder, Table, coder_for
 from .constant import CONSTANT
 from .errors import CorruptionError, InvalidArgumentError, UnsupportedError, VerificationError
 from .escape16 import ESCAPE16
+from .escape_run import escape_encoder, run_counts
 from .histogram import nibble_counts
-from .likely_counts import likely_counts
 from .model import FrequencyTable
-from .nibbles import WORTH_BYTES, encode_nibbles, nibble_tables
+from .nibbles import ChunkEncoder, encode_chunks, nibble_encoder, nibble_tables
 from .raw import RAW
 from .run_map import RunMap
 from .short16 import PRECISION as SHORT_PRECISION
 from .short16 import SHORT16, lanes_for
 from .short256 import SHORT256
 from .short_runs import better_table
-from .split8 import RAW_BITS, SPLIT8
 from .tensor import packed_nbytes
 
 CHUNK_CODES = 1 << 18  # default target: the decoded chunk stays in a second-level cache, its states weigh nothing
@@ -37,10 +37,8 @@ CHUNK_ALIGNMENT = 256  # codes: every chunk of a run but the last holds a multip
 EXTRA = 0.0015
 # A run of fewer bytes of nibbles is coded by short16: smaller, and its slower decoding does not weigh anything yet.
 SHORT_NBYTES, SHORT_NIBBLES = 1 << 15, 1 << 17  # the second where nibbles are coded as such in any case
-SHORT_BYTES = (
-    1 << 17
-)  # runs of fewer bytes may be coded by short256: some 0.3 % smaller, decoded in three times the time
-ESCAPES_BITS = 32  # the number of escapes in a chunk of escape16
+# Runs of fewer bytes may be coded by short256: some 0.3 % smaller, decoded in three times the time.
+SHORT_BYTES = 1 << 17
 
 # A row of the chunk index (SPEC section 4).
 CHUNK_DTYPE = np.dtype(
@@ -125,34 +123,36 @@ def encode_run(
     source = read_only(packed)
     if coder is ANS16 and len(plan) == 1 and packed.size < (SHORT_NBYTES if pairs else SHORT_NIBBLES):
         return _encode_short(source, codes, storage_bits, room, pairs, verify)
+    places = [0, *(packed_nbytes(b, storage_bits) for _, b in plan)]
+    bounds, sizes = np.array(places, np.int64), [b - a for a, b in plan]
     if coder is ANS16 and plan:
-        places = [0, *(packed_nbytes(b, storage_bits) for _, b in plan)]
-        bounds = np.array(places, np.int64)
         frequencies = nibble_tables(source, bounds, run, pairs)
         if frequencies is not None:
-            chunks = _encode_by_nibbles(
-                source, places, bounds, [b - a for a, b in plan], frequencies, room, run, verify
-            )
+            chunks = _encode_batch(ANS16, nibble_encoder(), source, places, sizes, frequencies, room, run, verify)
             # Where nibbles are worth less than two bits, 8 bits of probability may be too few.
             if len(chunks) == 1 and 2 * len(chunks[0].payload) < packed.size < SHORT_NIBBLES:
                 chunks = _shorter(SHORT16, chunks[0], source, nibble_counts(source), storage_bits, EXTRA, room, verify)
             return chunks
-    buffers = [source[a * storage_bits // 8 : packed_nbytes(b, storage_bits)] for a, b in plan]
+    buffers = [source[a:b] for a, b in pairwise(places)]
     tables: list[Table | None] = [None] * len(buffers)
-    if coder.table_nbytes:
-        counts = list(run(likely_counts, buffers))
-        coder, tables = _choose_tables(coder, counts, run, extra)
+    rows = None
+    if coder.table_nbytes and plan:
+        counts = run_counts(source, bounds, run)
+        rows = likely_rows(counts, extra) if coder is ANS256 else None
+        if rows is None:
+            coder, tables = choose_tables(coder, list(counts), run, extra)
 
     def encode(index: int) -> EncodedChunk:
-        start, stop = plan[index]
-        chunk = _encode_chunk(
-            coder, tables[index], buffers[index], stop - start, room[start * storage_bits // 8 :][: buffers[index].size]
-        )
+        start, stop = places[index], places[index + 1]
+        chunk = _encode_chunk(coder, tables[index], buffers[index], sizes[index], room[start:stop])
         if verify:
             _verify(chunk, buffers[index])
         return chunk
 
-    chunks = _drop_useless_tables(coder, list(run(encode, range(len(buffers)))), buffers)
+    if rows is not None:
+        chunks = _encode_batch(ESCAPE16, escape_encoder(), source, places, sizes, rows, room, run, verify)
+    else:
+        chunks = _drop_useless_tables(coder, list(run(encode, range(len(buffers)))), buffers)
     if choice == "ans" and len(plan) == 1 and packed.size < SHORT_BYTES and coder is not ANS16:
         chunks = _shorter(SHORT256, chunks[0], source, counts[0], storage_bits, extra, room, verify)
     return chunks
@@ -198,22 +198,24 @@ def _shorter(
     return [chunk]
 
 
-def _encode_by_nibbles(
+def _encode_batch(
+    coder: Coder,
+    encoder: ChunkEncoder,
     packed: NDArray[np.uint8],
     places: list[int],
-    bounds: NDArray[np.int64],
     codes: list[int],
-    frequencies: NDArray[np.uint16],
+    tables: NDArray[np.uint16],
     room: NDArray[np.uint8],
     run: RunMap,
     verify: bool,
 ) -> list[EncodedChunk]:
-    rows, blank = frequencies.astype(np.uint8), bytes(ANS16.table_nbytes)
+    """All chunks with a coder that has a kernel for that; chunks whose bytes are all the same have a row of zeros."""
+    rows, blank = tables.astype(np.uint8), bytes(coder.table_nbytes)
 
     def finish(i: int, streams: int, nbytes: int) -> EncodedChunk:
         start, stop, table = places[i], places[i + 1], rows[i].tobytes()
         if nbytes:
-            chunk = _chunk(codes[i], ANS16, streams, table, room[start : start + nbytes])
+            chunk = _chunk(codes[i], coder, streams, table, room[start : start + nbytes])
         elif stop - start > 1 and table == blank:
             chunk = _chunk(codes[i], CONSTANT, 0, b"", packed[start : start + 1])
         else:
@@ -222,8 +224,8 @@ def _encode_by_nibbles(
             _verify(chunk, packed[start:stop])
         return chunk
 
-    chunks = encode_nibbles(packed, bounds, codes, frequencies, room, finish, run)
-    return _drop_useless_tables(ANS16, chunks, [packed[a:b] for a, b in pairwise(places)])
+    chunks = encode_chunks(encoder, packed, np.array(places, np.int64), codes, tables, room, finish, run)
+    return _drop_useless_tables(coder, chunks, [packed[a:b] for a, b in pairwise(places)])
 
 
 def decode_chunk(
@@ -254,52 +256,6 @@ def decode_chunk(
 def _parse_table(coder: int, row: bytes) -> Table | None:
     """Chunks of a run often share a table, and the lookups that hang on it are built once."""
     return CODERS[coder].table_from_bytes(row)
-
-
-def _choose_tables(
-    coder: Coder, counts: list[NDArray[np.int64]], run: RunMap, extra: float
-) -> tuple[Coder, list[Table | None]]:
-    """The coder and the table for each chunk, from the counts of its bytes. None for chunks that are constant."""
-    coded = [i for i, c in enumerate(counts) if np.count_nonzero(c) > 1]
-    tables: list[Table | None] = [None] * len(counts)
-    if not coded:
-        return coder, tables
-    some = [counts[i] for i in coded]
-    cost, chosen = _own_or_shared(coder, some, run)
-    if coder is ANS16:
-        # Where one nibble is much more likely than all others, 8 bits of probability waste some percent.
-        finer_cost, finer = _own_or_shared(ANS256, some, run)
-        if finer_cost < cost * (1 - WORTH_BYTES):
-            coder, chosen = ANS256, finer
-    elif coder is ANS256:
-        # 12 bits of probability are so fine that what they cost is the entropy.
-        entropy = sum(ANS256.fit(c).cost_bits(c) for c in some)
-        likely_cost, likely = _own_or_shared(ESCAPE16, some, run)
-        likely_cost += ESCAPES_BITS * len(some)
-        split_cost, split = _own_or_shared(SPLIT8, some, run)
-        split_cost += RAW_BITS * sum(int(c.sum()) for c in some)
-        if min(likely_cost, split_cost) <= max(cost, entropy * (1 + extra)):
-            coder, chosen = (ESCAPE16, likely) if likely_cost < split_cost else (SPLIT8, split)
-    for i, table in zip(coded, chosen, strict=True):
-        tables[i] = table
-    return coder, tables
-
-
-def _own_or_shared(coder: Coder, counts: list[NDArray[np.int64]], run: RunMap) -> tuple[float, list[Table]]:
-    """A table for each chunk, its own or one that several share, whichever is cheaper; and the bits for all."""
-    price = 8 * coder.table_nbytes
-    symbols = [coder.symbol_counts(c) for c in counts]
-    own = list(run(coder.fit, counts))
-    own_costs = [table.cost_bits(c) + price for table, c in zip(own, symbols, strict=True)]
-    if len(own) == 1:
-        return own_costs[0], own
-    shared = coder.fit(np.sum(counts, axis=0))
-    assert shared is not None  # only coders with tables come here
-    shared_costs = [shared.cost_bits(c) for c in symbols]
-    cost = sum(map(min, own_costs, shared_costs)) + price
-    if sum(own_costs) <= cost:
-        return sum(own_costs), own
-    return cost, [a if x < y else shared for a, x, y in zip(own, own_costs, shared_costs, strict=True)]
 
 
 def _encode_chunk(

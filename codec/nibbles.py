@@ -35,49 +35,61 @@ def nibble_tables(
     """
     chunks, kernels = bounds.size - 1, _kernels()
     counts, samples = np.zeros((chunks, 16), np.int64), np.zeros((chunks, 256), np.int64)
-    varied, frequencies = np.zeros(chunks, np.uint8), np.zeros((chunks, 16), np.uint16)
+    varied, fitted = np.zeros(chunks, np.uint8), np.zeros((chunks + 1, 16), np.int64)
 
     def survey(piece: Piece) -> None:
         a, b = piece
         kernels.survey(packed, bounds[a : b + 1], counts[a:b], samples[a:b], varied[a:b])
 
-    for _ in run(survey, _pieces(bounds, run)):
+    for _ in run(survey, pieces_of(bounds, run)):
         pass
-    by_nibbles, by_bytes = kernels.fit(bounds, counts, samples, varied, _costs(), frequencies)
+    by_nibbles, by_bytes = kernels.fit(bounds, counts, samples, varied, *_costs(), fitted)
+    frequencies = fitted[:-1].astype(np.uint16)
     frequencies.flags.writeable = False  # as those of a FrequencyTable: a kernel is compiled for each kind of array
     return None if pairs and by_bytes < by_nibbles * (1 - _DOUBTFUL) else frequencies
 
 
-def encode_nibbles(
+class ChunkEncoder(NamedTuple):
+    """A kernel that codes several chunks, and the memory it takes by the size of the largest chunk and its streams."""
+
+    encode: Callable[..., None]
+    memory_bound: Callable[[int, int], int]
+
+
+def nibble_encoder() -> ChunkEncoder:
+    """What codes the chunks of a run with frequencies of `nibble_tables`."""
+    return ChunkEncoder(_kernels().encode, encoded_bound)
+
+
+def encode_chunks(
+    encoder: ChunkEncoder,
     packed: NDArray[np.uint8],
     bounds: NDArray[np.int64],
     codes: list[int],
-    frequencies: NDArray[np.uint16],
+    tables: NDArray[np.uint16],
     room: NDArray[np.uint8],
     finish: Callable[[int, int, int], Any],
     run: RunMap,
 ) -> list[Any]:
-    """Code the chunks of `nibble_tables` with the frequencies from there. Returns what `finish` made of each.
+    """Code the chunks of a run with a row of tables for each. Returns what `finish` made of each.
 
     codes: number of codes in each chunk. room: uint8, as large as `packed`, for payloads, each where its chunk is in
     `packed`. finish(chunk, streams, nbytes of its payload) is called in the thread that coded the chunk; nbytes is 0 if the
-    payload would not be smaller than the chunk, or its frequencies are 0.
+    payload would not be smaller than the chunk, or its row is 0.
     """
     streams = [ANS16.default_streams(n) for n in codes]
     all_streams, nbytes = np.array(streams, np.int64), np.zeros(len(streams), np.int64)
-    bound = encoded_bound(int((bounds[1:] - bounds[:-1]).max()), max(streams))
+    bound = encoder.memory_bound(int((bounds[1:] - bounds[:-1]).max()), max(streams))
 
     def encode(piece: Piece) -> list[Any]:
         a, b = piece
-        _kernels().encode(
-            packed, bounds[a : b + 1], all_streams[a:b], frequencies[a:b], scratch(bound), room, nbytes[a:b]
-        )
+        encoder.encode(packed, bounds[a : b + 1], all_streams[a:b], tables[a:b], scratch(bound), room, nbytes[a:b])
         return [finish(a + i, streams[a + i], n) for i, n in enumerate(nbytes[a:b].tolist())]
 
-    return [result for results in run(encode, _pieces(bounds, run)) for result in results]
+    return [result for results in run(encode, pieces_of(bounds, run)) for result in results]
 
 
-def _pieces(bounds: NDArray[np.int64], run: RunMap) -> list[Piece]:
+def pieces_of(bounds: NDArray[np.int64], run: RunMap) -> list[Piece]:
     """What is done in one call: chunks (first, behind the last), of about _PIECE_NBYTES if there may be several threads."""
     if run is map or len(bounds) == 2:
         return [(0, len(bounds) - 1)]
@@ -98,10 +110,10 @@ class _Kernels(NamedTuple):
 
 @cache
 def _kernels() -> _Kernels:
-    from .kernels.nibble_run import fit
+    from .kernels.fit_nibbles import fit_nibbles
     from .kernels.select import nibble_run
 
-    return _Kernels(nibble_run().survey, fit, nibble_run().encode)
+    return _Kernels(nibble_run().survey, fit_nibbles, nibble_run().encode)
 
 
 @cache

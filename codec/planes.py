@@ -26,7 +26,7 @@ from .tensor import QuantizationArgs, QuantizedTensor, matrix_shape, packed_nbyt
 
 MAX_CHUNK_CODES = 1 << 24  # so that a small file cannot ask for much memory at once
 
-FAST_EXTRA = 0.005  # share of the entropy that the planes of floats may take more, to be decoded twice as fast
+FAST_EXTRA = 0.0065  # share of the entropy that the planes of floats may take more, to be decoded twice as fast
 PLAIN = {size: Records(((8, size),)) for size in (1, 2, 4)}
 """Scales as they are, by their size in bytes."""
 SPLIT = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..codec.kernels.jit import inlined, kernel
+from ..codec.kernels.jit import inlined, kernel, spliced
 
 F = np.float32
 
@@ -29,57 +29,6 @@ STATE = 6  # numbers in the state of a search:
 ERROR, SCALE, ZERO = 0, 1, 2  # the best so far
 ANCHOR, ANCHOR_ZERO = 3, 4  # the best of the coarse round
 LAST = 5  # the best scale of the last probe
-
-
-@kernel
-def quantize_segments(
-    weights: NDArray[np.float32],
-    columns: int,
-    segment: int,
-    num_bits: int,
-    symmetric: bool,
-    mse: bool,
-    scale_dtype: int,
-    scales: NDArray[np.float32],
-    zero_points: NDArray[np.uint8],
-    codes: NDArray[np.uint8],
-) -> int:
-    """Quantize rows of `columns` weights, each cut into segments of `segment` weights (the last one may be shorter).
-
-    weights f32[rows * columns] -> scales f32[rows * segments], zero_points u8 likewise (asymmetric only), codes u8, one
-    per weight. Returns OK, or NOT_FINITE or SCALE_OVERFLOW at the first segment that has no scale.
-    """
-    state = np.empty(STATE, np.float64)
-    tried = np.empty(CANDIDATES, np.float32)
-    errors = np.empty(CANDIDATES, np.float64)
-    bits = weights.view(np.int32)
-    k = 0
-    for row in range(0, weights.size, columns):
-        for first in range(row, row + columns, segment):
-            stop = min(first + segment, row + columns)
-            low, high = extremes(bits[first:stop])
-            status, scale, zero = absmax_scale(low, high, num_bits, symmetric, scale_dtype)
-            if status == OK and mse and scale > 0.0:
-                if symmetric and num_bits == 1:
-                    scale = round_scale(F(2.0 * magnitude(weights[first:stop]) / (stop - first)), scale_dtype)
-                    if scale == np.inf:
-                        status = SCALE_OVERFLOW
-                else:
-                    begin_search(scale, zero, state)
-                    for step in range(search_steps(symmetric)):
-                        zero = probe(step, num_bits, symmetric, scale_dtype, state, tried)
-                        if zero >= 0:
-                            squared_errors(weights[first:stop], tried, num_bits, symmetric, zero, errors)
-                            learn(zero, tried, errors, state)
-                    scale, zero = F(state[SCALE]), int(state[ZERO])
-            if status != OK:
-                return status
-            scales[k] = scale
-            if not symmetric:
-                zero_points[k] = zero
-            k += 1
-            write_codes(weights[first:stop], scale, zero, num_bits, symmetric, codes[first:stop])
-    return OK
 
 
 @kernel
@@ -312,3 +261,70 @@ def _to_bits(value: np.float32) -> int:
 @inlined
 def _from_bits(bits: int) -> np.float32:
     return np.int32(bits).view(np.float32)
+
+
+# Inside a kernel the same functions, compiled as part of it.
+_extremes, _absmax_scale, _begin_search, _search_steps, _probe = (
+    spliced(extremes),
+    spliced(absmax_scale),
+    spliced(begin_search),
+    spliced(search_steps),
+    spliced(probe),
+)
+_squared_errors, _learn, _magnitude, _write_codes = (
+    spliced(squared_errors),
+    spliced(learn),
+    spliced(magnitude),
+    spliced(write_codes),
+)
+
+
+@kernel
+def quantize_segments(
+    weights: NDArray[np.float32],
+    columns: int,
+    segment: int,
+    num_bits: int,
+    symmetric: bool,
+    mse: bool,
+    scale_dtype: int,
+    scales: NDArray[np.float32],
+    zero_points: NDArray[np.uint8],
+    codes: NDArray[np.uint8],
+) -> int:
+    """Quantize rows of `columns` weights, each cut into segments of `segment` weights (the last one may be shorter).
+
+    weights f32[rows * columns] -> scales f32[rows * segments], zero_points u8 likewise (asymmetric only), codes u8, one
+    per weight. Returns OK, or NOT_FINITE or SCALE_OVERFLOW at the first segment that has no scale.
+    """
+    state = np.empty(STATE, np.float64)
+    tried = np.empty(CANDIDATES, np.float32)
+    errors = np.empty(CANDIDATES, np.float64)
+    bits = weights.view(np.int32)
+    k = 0
+    for row in range(0, weights.size, columns):
+        for first in range(row, row + columns, segment):
+            stop = min(first + segment, row + columns)
+            low, high = _extremes(bits[first:stop])
+            status, scale, zero = _absmax_scale(low, high, num_bits, symmetric, scale_dtype)
+            if status == OK and mse and scale > 0.0:
+                if symmetric and num_bits == 1:
+                    scale = round_scale(F(2.0 * _magnitude(weights[first:stop]) / (stop - first)), scale_dtype)
+                    if scale == np.inf:
+                        status = SCALE_OVERFLOW
+                else:
+                    _begin_search(scale, zero, state)
+                    for step in range(_search_steps(symmetric)):
+                        zero = _probe(step, num_bits, symmetric, scale_dtype, state, tried)
+                        if zero >= 0:
+                            _squared_errors(weights[first:stop], tried, num_bits, symmetric, zero, errors)
+                            _learn(zero, tried, errors, state)
+                    scale, zero = F(state[SCALE]), int(state[ZERO])
+            if status != OK:
+                return status
+            scales[k] = scale
+            if not symmetric:
+                zero_points[k] = zero
+            k += 1
+            _write_codes(weights[first:stop], scale, zero, num_bits, symmetric, codes[first:stop])
+    return OK

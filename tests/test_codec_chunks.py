@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from qzc.codec.ans import ANS16
 from qzc.codec.buffers import read_only
+from qzc.codec.choose_tables import choose_tables
 from qzc.codec.chunks import (
     CHUNK_DTYPE,
     EXTRA,
     SHORT_BYTES,
     SHORT_NBYTES,
     EncodedChunk,
-    _choose_tables,
     decode_chunk,
     encode_run,
     plan_chunks,
@@ -239,7 +239,7 @@ def test_nibble_tables_are_those_of_the_exact_counts(bits: int, target: int) -> 
         buffers = [read_only(packed[a * width // 8 : packed_nbytes(b, width)]) for a, b in plan]
         bounds = np.cumsum([0, *(buffer.size for buffer in buffers)])
         tables = nibble_tables(read_only(packed), bounds, map)
-        coder, expected = _choose_tables(ANS16, list(map(byte_counts, buffers)), map, EXTRA)
+        coder, expected = choose_tables(ANS16, list(map(byte_counts, buffers)), map, EXTRA)
         assert coder is ANS16
         assert tables is not None
         rows = [row.astype(np.uint8).tobytes() for row in tables]

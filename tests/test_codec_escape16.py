@@ -3,7 +3,7 @@
 import os
 import struct
 from collections.abc import Callable, Iterator
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -16,12 +16,12 @@ from qzc.codec.chunks import decode_chunk
 from qzc.codec.coder import CODERS
 from qzc.codec.errors import CorruptionError, InvalidArgumentError
 from qzc.codec.escape16 import ESCAPE16
+from qzc.codec.escape_run import escape_tables, memory_bound, run_counts
 from qzc.codec.escape_table import EscapeTable, parse_tables
 from qzc.codec.histogram import byte_counts
 from qzc.codec.kernels import batch, escape16
 from qzc.codec.kernels.select import ans_kernels, batch_kernels, to_nibbles, vector_kernels
 from qzc.codec.kernels.status import OK
-from qzc.codec.likely_counts import likely_counts
 from qzc.codec.model import FrequencyTable
 from qzc.codec.task import TASK
 from tests import reference_coders, reference_encoder
@@ -382,14 +382,39 @@ def test_both_sets_of_kernels_find_the_same_symbols() -> None:
                 assert found[0] == found[1], (row, size, share)
 
 
-@pytest.mark.parametrize("size", [0, 1, 32767, 32768, 100_001, 262_144])
+@pytest.mark.parametrize("size", [1, 32767, 32768, 100_001, 262_144])
 def test_counts_of_few_and_of_many_values(size: int, kernels: str) -> None:
     rng = np.random.default_rng(size)
     surprise = np.full(size, 9, np.uint8)
     surprise[size // 2 : size // 2 + 3000] = rng.integers(0, 256, surprise[size // 2 : size // 2 + 3000].size)
     narrow = np.where(rng.random(size) < 0.99, rng.integers(60, 75, size), exponents(rng, size)).astype(np.uint8)
     for data in (narrow, exponents(rng, size, spread=True), surprise, rng.integers(0, 256, size).astype(np.uint8)):
-        assert likely_counts(data).tolist() == np.bincount(data, minlength=256).tolist()
+        bounds = np.array([0, size // 3, size] if size > 2 else [0, size])
+        expected = [np.bincount(data[a:b], minlength=256).tolist() for a, b in pairwise(bounds.tolist())]
+        assert run_counts(read_only(data), bounds, map).tolist() == expected
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_tables_of_a_run(seed: int) -> None:
+    """Own or shared, as one by one: what `EscapeTable.from_counts` finds, and no choice of tables is cheaper."""
+    rng = np.random.default_rng(seed)
+    size = int(rng.choice([60, 700, 20_000]))
+    chunks = [exponents(rng, size, spread=bool(spread)) for spread in rng.integers(0, 2, 3)]
+    counts = np.array([np.bincount(chunk, minlength=256) for chunk in chunks])
+    bits, rows = escape_tables(counts)
+    own, shared = [*map(EscapeTable.from_counts, counts)], EscapeTable.from_counts(counts.sum(axis=0))
+    best = sum(table.cost_bits(row) + 256 for table, row in zip(own, counts, strict=True))
+    for with_shared in range(1, 4):
+        for takes in combinations(range(3), with_shared):
+            tables = [shared if i in takes else own[i] for i in range(3)]
+            cost = sum(table.cost_bits(row) for table, row in zip(tables, counts, strict=True)) + 256 * (
+                4 - with_shared
+            )
+            best = min(best, cost)
+    assert bits == best
+    taken = {row.tobytes() for row in rows}
+    assert taken <= {table.row.tobytes() for table in (*own, shared)}
+    assert bits == sum(EscapeTable(row).cost_bits(n) for row, n in zip(rows, counts, strict=True)) + 256 * len(taken)
 
 
 def damaged(rng: np.random.Generator, payload: Bytes, streams: int, row: NDArray[np.uint16]) -> Iterator[Bytes]:
@@ -438,3 +463,34 @@ def test_no_access_out_of_bounds(at_end: bool) -> None:
                     accepted += status == OK
                     rejected += status != OK
     assert accepted > 30 and rejected > 500
+
+
+@pytest.mark.parametrize("share", [0.3, 0.97])
+def test_both_sets_of_kernels_code_runs_alike(share: float) -> None:
+    """As single chunks are coded: chunks of odd sizes, one without variety, one that would grow; likely bytes and rare ones."""
+    vector()
+    from qzc.codec.kernels import escape_run, escape_run_avx2
+
+    rng = np.random.default_rng(5)
+    sizes = [262_144, 1, 999, 5000, 300_001, 64]
+    likely = [np.where(rng.random(n) < share, 7, exponents(rng, n)).astype(np.uint8) for n in sizes]
+    likely[3][:] = 9
+    likely[5][:] = np.arange(64)
+    data = read_only(np.concatenate(likely))
+    bounds = np.cumsum([0, *sizes])
+    counts = run_counts(data, bounds, map)
+    coded = np.count_nonzero(counts, axis=1) > 1
+    rows = np.zeros((len(sizes), 32), np.uint16)
+    rows[coded] = escape_tables(counts[coded])[1]
+    streams = np.array([ESCAPE16.default_streams(n) for n in sizes])
+    memory, found = np.empty(memory_bound(max(sizes), 4), np.uint8), []
+    for module in (escape_run, escape_run_avx2):
+        room, nbytes = np.zeros(data.size, np.uint8), np.zeros(len(sizes), np.int64)
+        module.encode(data, bounds, streams, rows, memory, room, nbytes)
+        found.append([room[a : a + n].tobytes() for a, n in zip(bounds[:-1], nbytes, strict=True)])
+    assert found[0] == found[1]
+    assert [not payload for payload in found[0]] == [False, True, False, True, False, True]
+    for i in (0, 2, 4):
+        table = EscapeTable.from_bytes(rows[i].astype(np.uint8).tobytes())
+        assert ESCAPE16.encode(data[bounds[i] : bounds[i + 1]], table, int(streams[i])).tobytes() == found[0][i]
+    assert (rows[0, :16].max() > 181) == (share > 0.9)  # both vector encoders

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from .ans_header import LANES, I, U
 from .ans_states_avx2 import STATE
 from .ans_streams_avx2 import Addresses, Function, encode, put_words
-from .jit import inlined, kernel
+from .jit import inlined, kernel, spliced
 from .simd import (
     Register,
     add_b,
@@ -77,6 +77,11 @@ def encode_ans16(
 def encode_narrow(
     packed: NDArray[np.uint8], streams: int, frequencies: NDArray[np.uint16], dst: NDArray[np.uint8]
 ) -> int:
+    return narrow(packed, streams, frequencies, dst)
+
+
+@spliced
+def narrow(packed: NDArray[np.uint8], streams: int, frequencies: NDArray[np.uint16], dst: NDArray[np.uint8]) -> int:
     tables = _tables()
     _fill(frequencies, tables)
     return encode(packed, streams, frequencies, dst, tables, _narrow_steps, _byte)
@@ -86,6 +91,11 @@ def encode_narrow(
 def encode_wide(
     packed: NDArray[np.uint8], streams: int, frequencies: NDArray[np.uint16], dst: NDArray[np.uint8]
 ) -> int:
+    return wide(packed, streams, frequencies, dst)
+
+
+@spliced
+def wide(packed: NDArray[np.uint8], streams: int, frequencies: NDArray[np.uint16], dst: NDArray[np.uint8]) -> int:
     tables = _tables()
     _fill(frequencies, tables)
     return encode(packed, streams, frequencies, dst, tables, _wide_steps, _byte)
@@ -159,7 +169,7 @@ def _wide_steps(begin: U, end: U, live: int, s: U, position: Addresses, source: 
     _steps(begin, end, s, position, source, t, _wide_quotient, _wide_dividend)
 
 
-@inlined
+@spliced
 def _steps(
     begin: U, end: U, s: U, position: Addresses, source: Addresses, t: U, quotient: Function, dividend: Function
 ) -> None:
@@ -177,7 +187,7 @@ def _steps(
     position[0], position[1], position[2], position[3] = p0, p1, p2, p3
 
 
-@inlined
+@spliced
 def _step(
     s: Register,
     z: Register,

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .ans_header import LANES, I, U, put_sizes, read_sizes, stream_share
+from .ans_header import HEADER, LANES, I, U, put_sizes, read_sizes, stream_share
 from .ans_portable import TAIL
 from .ans_states_avx2 import STATE, copy_states, get_state, pack_states, set_state, unpack_states
-from .jit import inlined
+from .jit import inlined, spliced
 from .simd import (
     COMPRESS,
     SPREAD,
@@ -178,7 +178,7 @@ def take_words(p: U, mask: U) -> tuple[Register, Register, U]:
     return a, b, p + (popcount(mask) << U(1))
 
 
-@inlined
+@spliced
 def encode(
     packed: NDArray[np.uint8],
     streams: int,
@@ -196,26 +196,26 @@ def encode(
     """
     n = packed.size
     share = stream_share(n, streams)
-    states = _states()
-    end = U(dst.ctypes.data) + U(dst.size)
-    position, source = np.zeros((2, GROUP), np.uint64)
-    words = np.empty((streams, 2), np.uint64)  # address of a stream's words, and their number
-    kept = np.empty(4 * LANES * streams, np.uint8)  # final states
+    states, data = _states(), U(dst.ctypes.data)
+    end = data + U(dst.size)
+    position, source = np.empty(GROUP, np.uint64), np.empty(GROUP, np.uint64)
+    # Of each stream: address of its words, their number, address of its states.
+    begins, words, initial = np.empty(streams, np.uint64), np.empty(streams, np.uint64), np.empty(streams, np.uint64)
     for first in range(0, streams, GROUP):
         count = min(GROUP, streams - first)
         # All streams are equally long but for the last one of the chunk: it joins in when the others are as short.
         # Before that it repeats another one, as do the places without a stream.
         begin = 0
         for joined in range(2):
-            for k in range(count - 1) if joined == 0 else range(count - 1, count):
+            for k in range((count - 1) * joined, count - 1 + joined):
                 at = (first + k) * share
                 size = min(share, n - at)
                 begin = max(0, size - TAIL) // LANES * LANES
                 source[k] = U(packed.ctypes.data) + U(at)
                 # Words go downwards, in a place of two bytes for each byte of the stream.
-                words[first + k, 0] = end - U(2 * (n - at - size))
+                begins[first + k] = end - U(2 * (n - at - size))
                 position[k] = _start(
-                    states + STATE * U(k), source[k], begin, size, words[first + k, 0], frequencies, byte
+                    states + STATE * U(k), source[k], begin, size, begins[first + k], frequencies, byte
                 )
             stop = 0
             if joined == 0:
@@ -226,16 +226,18 @@ def encode(
             if begin > stop:
                 steps(U(stop), U(begin), count - 1 + joined, states, position, source, tables)
         for k in range(count):
-            words[first + k, 1] = (words[first + k, 0] - position[k]) >> U(1)
-            words[first + k, 0] = position[k]
-            copy_states(states + STATE * U(k), U(kept.ctypes.data) + STATE * U(first + k))
+            words[first + k] = (begins[first + k] - position[k]) >> U(1)
+            begins[first + k] = position[k]
+            # Below all words there is room for the states of every stream.
+            initial[first + k] = pack_states(states + STATE * U(k), data + U(HEADER * (first + k + 1)))
     for k in range(streams - 1, -1, -1):
-        end -= words[k, 1] << U(1)
-        _move_up(words[k, 0], end, words[k, 1] << U(1))
+        end -= words[k] << U(1)
+        _move_up(begins[k], end, words[k] << U(1))
     for k in range(streams - 1, -1, -1):
-        end = pack_states(U(kept.ctypes.data) + STATE * U(k), end)
-    begin = put_sizes(words[:, 1], dst, I(end - U(dst.ctypes.data)))
-    return dst.size - begin
+        nbytes = data + U(HEADER * (k + 1)) - initial[k]
+        end -= nbytes
+        _move_up(initial[k], end, nbytes)
+    return dst.size - put_sizes(words, dst, I(end - data))
 
 
 @inlined

@@ -11,9 +11,10 @@ from .normalize import normalize
 
 @kernel
 def fit_nibbles(
+    bounds: NDArray[np.int64],
     counts: NDArray[np.int64],
     samples: NDArray[np.int64],
-    sizes: NDArray[np.int64],
+    varied: NDArray[np.uint8],
     steps: NDArray[np.float64],
     units: NDArray[np.int64],
     logs: NDArray[np.int64],
@@ -22,40 +23,40 @@ def fit_nibbles(
 ) -> tuple[float, float]:
     """Fill `frequencies` (int64 `[chunks + 1, 16]`, zeros before); returns the costs of the run by nibbles and by bytes.
 
-    counts: of nibbles, int64 `[chunks, 16]`. samples: of bytes, int64 `[chunks, 256]`, at least one; sizes: bytes of the
-    chunks. steps: see `normalize`. units: cost of a nibble by frequency; logs: log2 of 0 .. logs.size - 1, 0 for 0, in the
-    same units, as all costs. prices: of a table of nibbles; of a table of bytes; what sampling takes off the cost by bytes
-    for each value but one.
+    bounds, counts of nibbles (int64 `[chunks, 16]`), samples (counts of bytes, int64 `[chunks, 256]`), varied: see `survey`;
+    chunks that do not vary are left out. steps: see `normalize`. units: cost of a nibble by frequency; logs: log2 of
+    0 .. logs.size - 1, 0 for 0, in the same units, as all costs. prices: of a table of nibbles; of a table of bytes; what
+    sampling takes off the cost by bytes for each value but one.
 
     The last row of `frequencies` codes the whole run. A chunk that is better off with it than with a table of its own
     gets the same frequencies. The cost by nibbles is exact, that by bytes an estimate with one table for all.
     """
-    chunks = counts.shape[0]
-    shared, costs = np.zeros(16, np.int64), np.zeros((2, chunks), np.int64)
+    chunks = varied.size
+    shared, pooled, costs = np.zeros(16, np.int64), np.zeros(256, np.int64), np.zeros((2, chunks), np.int64)
+    size = 0
     for i in range(chunks):
-        normalize(counts[i], steps, frequencies[i])
-        costs[0, i] = _cost(counts[i], units, frequencies[i]) + prices[0]
-        for s in range(16):
-            shared[s] += counts[i, s]
+        if varied[i]:
+            normalize(counts[i], steps, frequencies[i])
+            costs[0, i] = _cost(counts[i], units, frequencies[i]) + prices[0]
+            size += bounds[i + 1] - bounds[i]
+            for s in range(16):
+                shared[s] += counts[i, s]
+            for byte in range(256):
+                pooled[byte] += samples[i, byte]
+    if size == 0:
+        return 0.0, 0.0
     normalize(shared, steps, frequencies[chunks])
-    own, mixed = 0.0, float(prices[0])
+    own, mixed, alone = 0.0, float(prices[0]), 0.0
     for i in range(chunks):
-        costs[1, i] = _cost(counts[i], units, frequencies[chunks])
+        costs[1, i] = _cost(counts[i], units, frequencies[chunks]) if varied[i] else 0
         own += costs[0, i]
+        alone += costs[1, i]
         mixed += min(costs[0, i], costs[1, i])
     for i in range(chunks):
-        if mixed < own and costs[1, i] <= costs[0, i]:
+        if varied[i] and mixed < own and costs[1, i] <= costs[0, i]:
             for s in range(16):
                 frequencies[i, s] = frequencies[chunks, s]
-    pooled, size = np.zeros(256, np.int64), 0
-    for i in range(chunks):
-        size += sizes[i]
-        for byte in range(256):
-            pooled[byte] += samples[i, byte]
     by_nibbles, by_bytes = _sampled(pooled, size, units, logs, prices[2], frequencies[chunks])
-    alone = 0.0
-    for i in range(chunks):
-        alone += costs[1, i]
     return min(own, mixed), alone * by_bytes / by_nibbles + prices[1]
 
 

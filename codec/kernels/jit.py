@@ -77,6 +77,15 @@ def inlined(function: F) -> F:
     return cast(F, numba.njit(nogil=True, error_model="numpy", forceinline=True, **options)(function))
 
 
+def spliced(function: F) -> F:
+    """Insert `function` into the source, so to say, of its callers: for layers between them and their steps.
+
+    Nothing is compiled apart, which would be done again for the caller; but each caller is analysed as a whole.
+    """
+    source = getattr(function, "py_func", function)  # a kernel can be both: called from Python, and part of another one
+    return cast(F, numba.njit(nogil=True, error_model="numpy", inline="always")(source))
+
+
 def _compiler(name: str) -> dict[str, Any]:
     """The option that makes numba compile with this class of `compiler`."""
     if not _KNOWN:

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from . import ans_portable
 from .ans_header import I, U
 from .batch import copy_bytes
-from .bits import count_nibbles, sample_bytes
-from .fit_nibbles import fit_nibbles
+from .bits import count_nibbles
 from .jit import inlined, kernel
 
 # A sample: 4 KB in 8 pieces, of chunks that are at least twice as large. What pairs seem to save is 0.2 % too much in one of
@@ -41,54 +40,19 @@ def survey(
 @inlined
 def sample(buffer: NDArray[np.uint8], counts: NDArray[np.int64]) -> int:
     """Count some bytes; returns whether not all of the buffer are the same."""
-    if buffer.size < 2 * PIECES * PIECE:
-        sample_bytes(buffer, 1, buffer.size, counts)
-    else:
-        sample_bytes(buffer, PIECES, PIECE, counts)
-    seen = 0
-    for byte in range(256):
-        seen += counts[byte] > 0
+    pieces, size = (PIECES, PIECE) if buffer.size >= 2 * PIECES * PIECE else (1, buffer.size)
+    different, first = 0, buffer[0]
+    for i in range(pieces):
+        start = (buffer.size - size) * i // max(1, pieces - 1)
+        for at in range(start, start + size):
+            byte = buffer[U(at)]
+            counts[byte] += 1
+            different |= byte ^ first
     at = 1
-    while seen == 1 and at < buffer.size:
-        seen += buffer[at] != buffer[0]
+    while different == 0 and at < buffer.size:
+        different |= buffer[U(at)] ^ first
         at += 1
-    return 1 if seen > 1 else 0
-
-
-@kernel
-def fit(
-    bounds: NDArray[np.int64],
-    counts: NDArray[np.int64],
-    samples: NDArray[np.int64],
-    varied: NDArray[np.uint8],
-    costs: tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
-    frequencies: NDArray[np.uint16],
-) -> tuple[float, float]:
-    """From what `survey` found to frequencies [chunks, 16], zeros where a chunk does not vary; and the costs of the run.
-
-    costs, and costs returned: see `fit_nibbles`. Overwrites `counts` and `samples`.
-    """
-    chunks = 0
-    sizes = np.zeros(varied.size, np.int64)
-    for i in range(varied.size):
-        if varied[i]:
-            sizes[chunks] = bounds[i + 1] - bounds[i]
-            for s in range(16):
-                counts[chunks, s] = counts[i, s]
-            for byte in range(256):
-                samples[chunks, byte] = samples[i, byte]
-            chunks += 1
-    if chunks == 0:
-        return 0.0, 0.0
-    fitted = np.zeros((chunks + 1, 16), np.int64)
-    steps, units, logs, prices = costs
-    found = fit_nibbles(counts[:chunks], samples[:chunks], sizes[:chunks], steps, units, logs, prices, fitted)
-    for i in range(varied.size - 1, -1, -1):
-        if varied[i]:
-            chunks -= 1
-            for s in range(16):
-                frequencies[i, s] = fitted[chunks, s]
-    return found
+    return 1 if different else 0
 
 
 @kernel

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from . import ans16_encode_avx2
+from .ans16_encode_avx2 import NARROW, narrow, wide
 from .jit import kernel
 from .nibble_run import coded, place, sample
 from .nibbles_avx2 import count_nibbles
@@ -34,7 +34,7 @@ def encode(
     room: NDArray[np.uint8],
     nbytes: NDArray[np.int64],
 ) -> None:
-    encode_any = _encode_narrow if frequencies.max() <= ans16_encode_avx2.NARROW else _encode_wide
+    encode_any = _encode_narrow if frequencies.max() <= NARROW else _encode_wide
     encode_any(packed, bounds, streams, frequencies, memory, room, nbytes)
 
 
@@ -52,7 +52,7 @@ def _encode_narrow(
         nbytes[i] = 0
         if coded(frequencies[i]):
             buffer = packed[bounds[i] : bounds[i + 1]]
-            size = ans16_encode_avx2.encode_narrow(buffer, streams[i], frequencies[i], memory)
+            size = narrow(buffer, streams[i], frequencies[i], memory)
             nbytes[i] = place(memory, size, room, bounds[i], buffer.size)
 
 
@@ -70,5 +70,5 @@ def _encode_wide(
         nbytes[i] = 0
         if coded(frequencies[i]):
             buffer = packed[bounds[i] : bounds[i + 1]]
-            size = ans16_encode_avx2.encode_wide(buffer, streams[i], frequencies[i], memory)
+            size = wide(buffer, streams[i], frequencies[i], memory)
             nbytes[i] = place(memory, size, room, bounds[i], buffer.size)

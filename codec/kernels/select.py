@@ -80,6 +80,18 @@ def nibble_run() -> ModuleType:
 
 
 @cache
+def escape_run() -> ModuleType:
+    """The module of the loops over the chunks of a run of bytes; its duties: see `escape_run`."""
+    if vector_kernels():
+        from . import escape_run_avx2
+
+        return escape_run_avx2
+    from . import escape_run
+
+    return escape_run
+
+
+@cache
 def to_nibbles() -> Callable[[NDArray[np.uint8], NDArray[np.uint16], NDArray[np.uint8], NDArray[np.uint8]], int]:
     """The kernel that turns bytes into symbols of coder 6; its duties: see `escape16`."""
     if vector_kernels():

@@ -1,0 +1,151 @@
+"""All chunks of a run of bytes, or some of them, in one call: counting, tables of coder 6, and coding with these.
+
+Chunk i of a call is bytes bounds[i] .. bounds[i + 1] - 1 of `packed`. The vector twins are in `escape_run_avx2`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import ans_portable
+from .ans_header import I, U
+from .batch import copy_bytes
+from .bits import count_bytes
+from .escape16 import ESCAPE, HEADER, fit, to_nibbles
+from .jit import inlined, kernel
+
+
+@kernel
+def count(
+    packed: NDArray[np.uint8], bounds: NDArray[np.int64], counts: NDArray[np.int64], memory: NDArray[np.uint8]
+) -> None:
+    """Add the number of each byte to `counts` ([chunks, 256]). memory: 1.5 times the largest chunk, and a byte."""
+    for i in range(bounds.size - 1):
+        count_bytes(packed[bounds[i] : bounds[i + 1]], counts[i])
+
+
+@inlined
+def likely_bytes(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The 15 most frequent bytes, from the most frequent on; of equally frequent ones the lower first."""
+    likely, taken = np.empty(ESCAPE, np.int64), np.zeros(256, np.uint8)
+    for s in range(ESCAPE):
+        best = -1
+        for byte in range(256):
+            if not taken[byte] and (best < 0 or counts[byte] > counts[best]):
+                best = byte
+        likely[s], taken[best] = best, 1
+    return likely
+
+
+@kernel
+def fit_escapes(
+    counts: NDArray[np.int64],
+    steps: NDArray[np.float64],
+    units: NDArray[np.int64],
+    price: int,
+    rows: NDArray[np.uint16],
+) -> int:
+    """Fill `rows` (uint16 `[chunks, 32]`, zeros before) with tables that code the run in the fewest bits; returns these.
+
+    counts: of bytes, int64 `[chunks, 256]`, at least one each. price: of a table; that and the result in the units of `units`:
+    see `fit`. A chunk that is better off with the table of the whole run than with one of its own gets that.
+    """
+    chunks = len(counts)
+    pooled, shared, costs = np.zeros(256, np.int64), np.zeros(32, np.uint16), np.zeros((2, chunks), np.int64)
+    own, mixed = 0, price
+    for i in range(chunks):
+        fit(counts[i], likely_bytes(counts[i]), steps, units, rows[i])
+        costs[0, i] = _cost(counts[i], units, rows[i]) + price
+        own += costs[0, i]
+        for byte in range(256):
+            pooled[byte] += counts[i, byte]
+    if chunks == 1:
+        return own
+    fit(pooled, likely_bytes(pooled), steps, units, shared)
+    for i in range(chunks):
+        costs[1, i] = _cost(counts[i], units, shared)
+        mixed += min(costs[0, i], costs[1, i])
+    if own <= mixed:
+        return own
+    for i in range(chunks):
+        if costs[1, i] <= costs[0, i]:
+            for k in range(32):
+                rows[i, k] = shared[k]
+    return mixed
+
+
+@inlined
+def _cost(counts: NDArray[np.int64], units: NDArray[np.int64], row: NDArray[np.uint16]) -> int:
+    escaped, cost = 0, 0
+    for byte in range(256):
+        escaped += counts[byte]
+    for s in range(ESCAPE):
+        if row[s] > 0:
+            n = counts[row[16 + s]]
+            escaped -= n
+            cost += n * units[row[s]]
+    total: int = cost + escaped * (units[row[ESCAPE]] + units[1])  # units[1] is eight bits
+    return total
+
+
+@kernel
+def encode(
+    packed: NDArray[np.uint8],
+    bounds: NDArray[np.int64],
+    streams: NDArray[np.int64],
+    rows: NDArray[np.uint16],
+    memory: NDArray[np.uint8],
+    room: NDArray[np.uint8],
+    nbytes: NDArray[np.int64],
+) -> None:
+    """Encode (coder 6) chunks with rows of tables [chunks, 32] to `room`, each to where it lies in `packed`.
+
+    memory: for the largest chunk as many bytes, half as many, and `encoded_bound` of that. Fills `nbytes`: of the payload; 0
+    if it is not smaller than the chunk, and for rows of 0: then `room` is as it was.
+    """
+    for i in range(bounds.size - 1):
+        nbytes[i] = 0
+        if has_table(rows[i]):
+            buffer = packed[bounds[i] : bounds[i + 1]]
+            escaped, nibbles, target = parts(memory, buffer.size)
+            number = to_nibbles(buffer, rows[i], nibbles, escaped)
+            size = ans_portable.encode_ans16(nibbles, streams[i], rows[i, :16], target)
+            nbytes[i] = join(escaped, number, target, size, room, bounds[i], buffer.size)
+
+
+@inlined
+def has_table(row: NDArray[np.uint16]) -> bool:
+    total = 0
+    for s in range(16):
+        total += I(row[s])
+    return total > 0
+
+
+@inlined
+def parts(memory: NDArray[np.uint8], size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
+    """Places for escaped bytes, for symbols, and for what becomes of these."""
+    half = (size + 1) // 2
+    return memory[:size], memory[size : size + half], memory[size + half :]
+
+
+@inlined
+def join(
+    escaped: NDArray[np.uint8],
+    number: int,
+    target: NDArray[np.uint8],
+    size: int,
+    room: NDArray[np.uint8],
+    at: int,
+    limit: int,
+) -> int:
+    """Put the payload together. Returns its size, or 0 if that is not below the limit."""
+    total = HEADER + number + size
+    if total >= limit:
+        return 0
+    for k in range(HEADER):
+        room[at + k] = number >> (8 * k) & 255
+    out = U(room.ctypes.data) + U(at + HEADER)
+    copy_bytes(out, U(escaped.ctypes.data), U(number))
+    copy_bytes(out + U(number), U(target.ctypes.data) + U(target.size - size), U(size))
+    return total

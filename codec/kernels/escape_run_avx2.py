@@ -1,0 +1,110 @@
+"""The vector twins of the loops in `escape_run`."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .ans16_encode_avx2 import NARROW, narrow, wide
+from .bits import count_bytes, sample_bytes
+from .escape16 import ESCAPE
+from .escape16_avx2 import to_nibbles
+from .escape_run import has_table, join, likely_bytes, parts
+from .jit import kernel
+from .nibbles_avx2 import count_nibbles
+
+_SMALL = 1 << 15  # bytes: below it a sample costs too much
+_PIECES, _PIECE = 8, 256  # the sample
+_NEARLY_ALL = 0.98  # each of the others is counted one by one
+
+
+@kernel
+def count(
+    packed: NDArray[np.uint8], bounds: NDArray[np.int64], counts: NDArray[np.int64], memory: NDArray[np.uint8]
+) -> None:
+    """Where 15 values make up nearly all of a sample, bytes become symbols as in coder 6, which are counted in registers.
+
+    0.44 cycles for a byte instead of 1.19.
+    """
+    row, symbols = np.zeros(32, np.uint16), np.zeros(16, np.int64)
+    for s in range(ESCAPE):
+        row[s] = 1
+    for i in range(bounds.size - 1):
+        buffer = packed[bounds[i] : bounds[i + 1]]
+        if buffer.size >= _SMALL:
+            sample, likely = np.zeros(256, np.int64), np.zeros(256, np.int64)
+            sample_bytes(buffer, _PIECES, _PIECE, sample)
+            number = 0
+            for byte in likely_bytes(sample):
+                likely[byte] = 1
+                number += sample[byte]
+            if number >= _NEARLY_ALL * _PIECES * _PIECE:
+                s = 0
+                for byte in range(256):
+                    if likely[byte]:
+                        row[16 + s] = byte
+                        s += 1
+                half = (buffer.size + 1) // 2
+                nibbles, others = memory[:half], memory[half : half + buffer.size]
+                rest = to_nibbles(buffer, row, nibbles, others)
+                symbols[:] = 0
+                count_nibbles(nibbles, symbols)
+                symbols[0] -= buffer.size % 2  # the nibble behind the last byte
+                for s in range(ESCAPE):
+                    counts[i, row[16 + s]] += symbols[s]
+                count_bytes(others[:rest], counts[i])
+                continue
+        count_bytes(buffer, counts[i])
+
+
+def encode(
+    packed: NDArray[np.uint8],
+    bounds: NDArray[np.int64],
+    streams: NDArray[np.int64],
+    rows: NDArray[np.uint16],
+    memory: NDArray[np.uint8],
+    room: NDArray[np.uint8],
+    nbytes: NDArray[np.int64],
+) -> None:
+    encode_any = _encode_narrow if rows[:, :16].max() <= NARROW else _encode_wide
+    encode_any(packed, bounds, streams, rows, memory, room, nbytes)
+
+
+@kernel
+def _encode_narrow(
+    packed: NDArray[np.uint8],
+    bounds: NDArray[np.int64],
+    streams: NDArray[np.int64],
+    rows: NDArray[np.uint16],
+    memory: NDArray[np.uint8],
+    room: NDArray[np.uint8],
+    nbytes: NDArray[np.int64],
+) -> None:
+    for i in range(bounds.size - 1):
+        nbytes[i] = 0
+        if has_table(rows[i]):
+            buffer = packed[bounds[i] : bounds[i + 1]]
+            escaped, nibbles, target = parts(memory, buffer.size)
+            number = to_nibbles(buffer, rows[i], nibbles, escaped)
+            size = narrow(nibbles, streams[i], rows[i, :16], target)
+            nbytes[i] = join(escaped, number, target, size, room, bounds[i], buffer.size)
+
+
+@kernel
+def _encode_wide(
+    packed: NDArray[np.uint8],
+    bounds: NDArray[np.int64],
+    streams: NDArray[np.int64],
+    rows: NDArray[np.uint16],
+    memory: NDArray[np.uint8],
+    room: NDArray[np.uint8],
+    nbytes: NDArray[np.int64],
+) -> None:
+    for i in range(bounds.size - 1):
+        nbytes[i] = 0
+        if has_table(rows[i]):
+            buffer = packed[bounds[i] : bounds[i + 1]]
+            escaped, nibbles, target = parts(memory, buffer.size)
+            number = to_nibbles(buffer, rows[i], nibbles, escaped)
+            size = wide(nibbles, streams[i], rows[i, :16], target)
+            nbytes[i] = join(escaped, number, target, size, room, bounds[i], buffer.size)
