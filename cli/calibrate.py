@@ -36,6 +36,15 @@ TOKENS_PER_INPUT = 64  # of the widest layer: from here on the matrices are good
 @click.option(
     "--diagonal", is_flag=True, help="Only the power of each input, not the matrix of how inputs go together."
 )
+@click.option(
+    "--sensitivity-windows",
+    type=click.IntRange(min=0),
+    default=16,
+    show_default=True,
+    metavar="N",
+    help="Measure on N windows of the text what errors in each matrix cost the model, so that `pack` can spend bits where they "
+    "count. 0 leaves it out.",
+)
 @click.option("--whole", is_flag=True, help="Load the whole model at once, instead of block by block.")
 @device_option
 @threads_option
@@ -43,7 +52,8 @@ TOKENS_PER_INPUT = 64  # of the widest layer: from here on the matrices are good
 @json_option
 @quiet_option
 def command(model: Path, text: tuple[str, ...], output: Path, **options: Any) -> None:
-    """Run MODEL on TEXT and store the statistics of what its linear layers are given: which weights matter, and how.
+    """Run MODEL on TEXT and store the statistics of what its linear layers are given: which weights matter, and how; and what
+    errors in each matrix cost the model, each quantized alone.
 
     MODEL is a folder that transformers can load: config, safetensors and tokenizer. TEXT is UTF-8, or token ids in .npy or
     .npz (file.npz:NAME). Never calibrate on the text that you evaluate on. Interrupted, the same command goes on where it
@@ -57,6 +67,7 @@ def command(model: Path, text: tuple[str, ...], output: Path, **options: Any) ->
         WindowOptions(options["windows"], options["window_length"], options["special_tokens"]),
         grams=not options["diagonal"],
         in_blocks=not options["whole"],
+        sensitivity_windows=options["sensitivity_windows"],
         device=options["device"],
         threads=options["threads"],
         overwrite=options["force"],
@@ -69,6 +80,7 @@ def command(model: Path, text: tuple[str, ...], output: Path, **options: Any) ->
         print_json(_report_json(model, report))
     elif not options["quiet"]:
         line = f"{output}: {report.inputs} inputs of {report.tensors} tensors, {size_text(report.nbytes)} | {report.windows}"
+        line += f" | sensitivity of {report.sensitivities} tensors" if report.sensitivities else ""
         line += f" | {report.seconds:.1f} s" + (f", {report.resumed} blocks done before" if report.resumed else "")
         click.echo(printable(line), err=True)
 
@@ -102,6 +114,7 @@ def _report_json(model: Path, report: CalibrateReport) -> dict[str, Any]:
         "inputs": report.inputs,
         "tensors": report.tensors,
         "uncovered": list(report.uncovered),
+        "sensitivities": report.sensitivities,
         "whole": report.whole,
         "resumed_blocks": report.resumed,
         "nbytes": report.nbytes,

@@ -17,6 +17,7 @@ from .signals import catch_signals
 
 COMMANDS = (
     "pack", "unpack", "verify", "ls", "info", "stats", "report", "roofline", "cat", "bench", "calibrate", "eval",
+    "pareto",
 )  # fmt: skip
 FILES = {"eval": "evaluate"}  # where a command has not the name of its module
 INTERRUPTED, BROKEN_PIPE = 130, 141

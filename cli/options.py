@@ -99,7 +99,9 @@ rate_options = _all(
         "--best", is_flag=True, help="At a rate: the strongest method there is statistics for, with a trellis."
     ),
     click.option(
-        "--uniform-rate", is_flag=True, help="At a rate: the same for each tensor, not more for those that matter more."
+        "--uniform-rate",
+        is_flag=True,
+        help="At a rate: the same for each tensor, not more where `qzc calibrate` found that errors cost more.",
     ),
 )
 coder_option = click.option(

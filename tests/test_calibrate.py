@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ pytest.importorskip("transformers")
 from tests.hf_models import SIZES, bert, llama, save, tokens, torch, transformers
 
 WINDOWS = WindowOptions(count=11, length=24)
-OPTIONS = CalibrateOptions(WINDOWS, threads=1)
+OPTIONS = CalibrateOptions(WINDOWS, sensitivity_windows=0, threads=1)
+MEASURED = CalibrateOptions(WINDOWS, sensitivity_windows=4, threads=1)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -142,7 +144,7 @@ def test_a_tied_head_is_named_as_the_embeddings(ids: Path, tmp_path: Path) -> No
 
 
 def test_diagonal_only(small_llama: Path, ids: Path, stats: Path, tmp_path: Path) -> None:
-    calibrate(small_llama, [ids], tmp_path / "s", CalibrateOptions(WINDOWS, grams=False, threads=1))
+    calibrate(small_llama, [ids], tmp_path / "s", replace(OPTIONS, grams=False))
     with Calibration.open(stats) as full, Calibration.open(tmp_path / "s") as found:
         assert found.tensors == full.tensors
         for name in found.tensors:
@@ -201,7 +203,7 @@ def test_block_by_block_is_the_same_as_at_once(
 ) -> None:
     folder = small_llama if kind == "llama" else small_bert
     blocks = calibrate(folder, [ids], tmp_path / "blocks", OPTIONS)
-    whole = calibrate(folder, [ids], tmp_path / "whole", CalibrateOptions(WINDOWS, in_blocks=False, threads=1))
+    whole = calibrate(folder, [ids], tmp_path / "whole", replace(OPTIONS, in_blocks=False))
     assert blocks.whole is None and whole.whole is not None
     assert (blocks.inputs, blocks.tensors, blocks.uncovered) == (whole.inputs, whole.tensors, ())
     assert blocks.output.read_bytes() == whole.output.read_bytes()
@@ -286,6 +288,120 @@ def test_progress_counts_up_to_all_weights(small_llama: Path, ids: Path, tmp_pat
     done = [state[1] for state in seen[start:]]
     assert done == sorted(done) and done[0] == 0 and done[-1] == seen[-1][2]
     assert {f"block {i}" for i in range(3)} < {doing for doing, _, _ in seen}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What errors cost
+
+
+@pytest.fixture(scope="module")
+def measured(small_llama: Path, ids: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Statistics of `small_llama` with sensitivities. Read only."""
+    return calibrate(small_llama, [ids], tmp_path_factory.mktemp("stats") / "stats.safetensors", MEASURED).output
+
+
+@pytest.mark.parametrize("kind", ["llama", "tied", "bert"])
+def test_sensitivities_against_a_direct_computation(kind: str, ids: Path, tmp_path: Path) -> None:
+    folder = (
+        bert(tmp_path / "model") if kind == "bert" else llama(tmp_path / "model", tie_word_embeddings=kind == "tied")
+    )
+    auto = transformers.AutoModel if kind == "bert" else transformers.AutoModelForCausalLM
+    model = auto.from_pretrained(folder).eval()
+    stats = calibrate(folder, [ids], tmp_path / "s", MEASURED).output
+    rows = torch.from_numpy(rows_of(ids)[[0, 2, 5, 8]])
+    weights = load_file(folder / "model.safetensors")
+    named = dict(model.named_parameters())
+    block = "encoder.layer.1.output.dense.weight" if kind == "bert" else "model.layers.1.mlp.down_proj.weight"
+    other = "encoder.layer.2.intermediate.dense.weight" if kind == "bert" else "model.embed_tokens.weight"
+    tried = [block, other, *(["lm_head.weight"] if kind == "llama" else [])]
+    rng = np.random.default_rng(0)
+    with Calibration.open(stats) as found:
+        known_names = {name for name in weights if found.sensitivity(name) is not None}
+        assert known_names <= {name for name in weights if weights[name].ndim > 1 and "pooler" not in name}
+        assert len(known_names) == {"llama": 23, "tied": 22}.get(kind, len(known_names))
+        for name in tried:
+            gram, known = found.gram(name), found.sensitivity(name)
+            assert known is not None
+            error = rng.normal(0, 0.02, weights[name].shape).astype(np.float32)
+            wide = error.astype(np.float64)
+            squared = float(((wide if gram is None else wide @ gram) * wide).sum())
+            with torch.no_grad():
+                before = outcome(model, rows, kind)
+                named[name].add_(torch.from_numpy(error))
+                after = outcome(model, rows, kind)
+                named[name].copy_(torch.from_numpy(weights[name]))
+            harm = (
+                1 - (before * after).sum(-1).mean()
+                if kind == "bert"
+                else (before.exp() * (before - after)).sum(-1).mean()
+            )
+            assert known == pytest.approx(float(harm) / squared, rel=0.8), name
+
+
+def outcome(model: Any, rows: Any, kind: str) -> Any:
+    if kind != "bert":
+        return torch.log_softmax(model(input_ids=rows).logits[:, :-1].double(), -1)
+    pooled = model(input_ids=rows).last_hidden_state.double().mean(1)
+    return pooled / pooled.norm(dim=1, keepdim=True)
+
+
+def test_sensitivities_change_nothing_else(stats: Path, measured: Path) -> None:
+    plain, arrays = load_file(stats), load_file(measured)
+    assert plain.keys() == arrays.keys()
+    assert all(np.array_equal(plain[name], arrays[name]) for name in plain)
+    with Calibration.open(stats) as without, Calibration.open(measured) as found:
+        assert not without.has_sensitivities and found.has_sensitivities
+        assert found.metadata["sensitivity_windows"] == "4"
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+@pytest.mark.parametrize("grams", [True, False])
+def test_sensitivities_of_the_whole_model_at_once(
+    kind: str, grams: bool, small_llama: Path, small_bert: Path, ids: Path, tmp_path: Path
+) -> None:
+    folder = small_llama if kind == "llama" else small_bert
+    options = replace(MEASURED, grams=grams)
+    blocks = calibrate(folder, [ids], tmp_path / "blocks", options)
+    whole = calibrate(folder, [ids], tmp_path / "whole", replace(options, in_blocks=False))
+    assert blocks.whole is None and whole.whole is not None
+    assert blocks.sensitivities == whole.sensitivities > 12
+    with Calibration.open(blocks.output) as first, Calibration.open(whole.output) as second:
+        for name in load_file(folder / "model.safetensors"):
+            expected = first.sensitivity(name)
+            found = second.sensitivity(name)
+            assert (found is None) if expected is None else found == pytest.approx(expected, rel=2e-3), name
+
+
+@pytest.mark.parametrize(
+    ("at", "finished"),
+    [
+        ("errors in model.layers.0.mlp.up_proj.weight", 0),
+        ("errors in model.layers.0.self_attn.q_proj.weight, block 2", 2),
+        ("errors in model.layers.1.mlp.up_proj.weight, end", 3),
+    ],
+)
+def test_interrupted_trials_go_on(
+    at: str, finished: int, small_llama: Path, ids: Path, measured: Path, tmp_path: Path
+) -> None:
+    def interrupt(doing: str, done: int, total: int) -> None:
+        if doing == at:
+            raise Interrupted
+
+    output = tmp_path / "stats.safetensors"
+    with pytest.raises(Interrupted):
+        calibrate(small_llama, [ids], output, MEASURED, interrupt)
+    report = calibrate(small_llama, [ids], output, MEASURED)
+    assert report.resumed == finished
+    assert output.read_bytes() == measured.read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"stats.safetensors"}
+
+
+def test_progress_of_trials(small_llama: Path, ids: Path, tmp_path: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    calibrate(small_llama, [ids], tmp_path / "s", MEASURED, lambda *state: seen.append(state))
+    start = next(i for i, (doing, _, _) in enumerate(seen) if doing == "text")
+    done = [state[1] for state in seen[start:]]
+    assert done == sorted(done) and done[0] == 0 and done[-1] == seen[-1][2]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -423,7 +539,7 @@ def test_checkpoints_that_cannot_be_run(small_llama: Path, ids: Path, tmp_path: 
 
 def test_the_command(small_llama: Path, ids: Path, stats: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.safetensors"
-    options = ("-o", output, "--windows", 11, "--window-length", 24, "-T", 1)
+    options = ("-o", output, "--windows", 11, "--window-length", 24, "-T", 1, "--sensitivity-windows", 0)
     done = ok("calibrate", small_llama, ids, *options)
     assert done.stdout == "" and "13 inputs of 22 tensors" in done.stderr
     assert "264 tokens are 6 for each of the 48 inputs" in done.stderr

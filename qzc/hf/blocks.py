@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .inputs import Stop
-from .model import HfModel, Weights, checkpoint_names, drop_pooler, import_hf, skeleton, to_torch
+from .model import HfModel, Weights, checkpoint_names, drop_pooler, import_hf, is_pooler, skeleton, to_torch
+from .sensitivity import matrices
 
 
 class NotInBlocks(Exception):
@@ -29,13 +30,12 @@ class _Call:
 class Blocks:
     """The blocks of a model whose weights are loaded when they are needed.
 
-    batches: token ids [windows, length], the same in every pass. Raises NotInBlocks.
+    head: what makes logits of the last hidden states is needed, too. Raises NotInBlocks.
     """
 
-    def __init__(self, model: HfModel, weights: Weights, batches: Sequence[NDArray[np.int64]], device: str) -> None:
+    def __init__(self, model: HfModel, weights: Weights, device: str, head: bool = False) -> None:
         self._torch, _ = import_hf()
         self._weights, self._device = weights, device
-        self._batches = batches
         self.model = skeleton(model)
         for part in self.model.modules():
             for name, buffer in part.named_buffers(recurse=False):
@@ -43,21 +43,22 @@ class Blocks:
         self.prefix, self._blocks = _find_blocks(self._torch, self.model, model.config)
         shapes = weights.shapes()
         self.names = checkpoint_names(self.model, shapes)
-        poolers = [name for name, _ in self.model.named_parameters() if "pooler" in name.split(".")]
+        poolers = [name for name, _ in self.model.named_parameters() if is_pooler(name)]
         if any(name not in self.names for name in poolers):
             drop_pooler(self.model)
-        head = self.model.get_output_embeddings()
-        self._unused = set() if head is None else {id(parameter) for parameter in head.parameters()}
-        self._unused -= {id(parameter) for parameter in self.model.get_input_embeddings().parameters()}
-        missing = [
-            name
-            for name, parameter in self.model.named_parameters()
-            if name not in self.names and id(parameter) not in self._unused
-        ]
+        output = self.model.get_output_embeddings()
+        self._head = {
+            f"{place}.{name}"
+            for place, module in self.model.named_modules()
+            if module is output
+            for name, _ in module.named_parameters()
+        }
+        needed = [name for name, _ in self.model.named_parameters() if name not in self._head]
+        missing = [name for name in (*needed, *(sorted(self._head) if head else ())) if name not in self.names]
         if missing:
             raise NotInBlocks(f"the checkpoint has no tensor {missing[0]!r}")
         self._calls: dict[int, list[_Call]] = {}  # by the number of windows of a batch
-        self._shell: Callable[[Any], Any] = lambda hidden: hidden  # how a block wraps what it returns
+        self._shell: Callable[[Any], Any] | None = None  # how a block wraps what it returns
         self._other = self._torch.empty(0, device=device)  # stands for all else that blocks return
 
     def __len__(self) -> int:
@@ -82,15 +83,36 @@ class Blocks:
         state = {name: parameter.to("meta") for name, parameter in self._parameters(index)}
         self.model.load_state_dict(state, strict=False, assign=True)
 
-    def first(self, all_batches: bool) -> Iterator[NDArray[np.float32]]:
+    def load_head(self) -> None:
+        """Load what makes logits of the last hidden states, if anything does: `load(None)` leaves it out."""
+        embeddings = self.model.get_input_embeddings()
+        places = [name for name, module in self.model.named_modules() if module is embeddings]
+        tied = self.names.get(f"{places[0]}.weight")
+        for name in sorted(self._head):
+            if self.names[name] == tied:
+                self.model.get_output_embeddings().weight = embeddings.weight
+            else:
+                tensor = self._weights.tensor(self.names[name]).to(self._device)
+                self.model.load_state_dict({name: tensor}, strict=False, assign=True)
+
+    def matrices(self, index: int | None) -> list[tuple[str, str, Any]]:
+        """As `sensitivity.matrices`: of a block, or what is in no block and not of the head alone. None of poolers."""
+        found = [item for item in self._parameters(index) if not is_pooler(item[0])]
+        return matrices(found, self.names)
+
+    def head_matrices(self) -> list[tuple[str, str, Any]]:
+        """Those of the head alone. After `load_head`."""
+        return matrices([item for item in self.model.named_parameters() if item[0] in self._head], self.names)
+
+    def first(self, batches: Sequence[NDArray[np.int64]], every: bool = True) -> Iterator[NDArray[np.float32]]:
         """The hidden states that block 0 is given, batch by batch, float32 [windows, length, width].
 
-        Needs the weights outside the blocks, and those of block 0. all_batches: else only as many batches as are needed to
+        Needs the weights outside the blocks, and those of block 0. every: else only as many batches as are needed to
         learn what the blocks are called with. Raises NotInBlocks.
         """
-        self._learn_shell()
-        for batch in self._batches:
-            if not all_batches and len(batch) in self._calls:
+        shell = self._shell = self._shell or self._learn_shell(batches[0][:1])
+        for batch in batches:
+            if not every and len(batch) in self._calls:
                 continue
             seen: list[Any] = []
             calls: list[_Call] = []
@@ -104,7 +126,7 @@ class Blocks:
                 calls.append(call)
                 if len(calls) == len(self):
                     raise Stop
-                return self._shell(hidden)
+                return shell(hidden)
 
             self._forward(batch, [record] * len(self))
             if len(calls) != len(self):
@@ -122,18 +144,24 @@ class Blocks:
             raise NotInBlocks(f"block {index} changes the shape of the hidden states")
         return np.asarray(result.cpu().numpy(), np.float32)
 
-    def finish(self, batch: int, hidden: NDArray[np.float32]) -> None:
-        """What comes after the last block (and once more what comes before the first), given its hidden states."""
+    def finish(self, ids: NDArray[np.int64], hidden: NDArray[np.float32]) -> Any:
+        """What comes after the last block (and once more what comes before the first), given its hidden states.
+
+        ids: int64 [windows, length]. Returns the model's output; None where a hook stopped it. After `first`.
+        """
+        shell = self._shell
+        assert shell is not None
         last = to_torch(hidden).to(self._device)
         calls: list[_Call] = []
 
         def pass_on(hidden: Any, call: _Call) -> Any:
             calls.append(call)
-            return self._shell(last if len(calls) == len(self) else hidden)
+            return shell(last if len(calls) == len(self) else hidden)
 
-        self._forward(self._batches[batch], [pass_on] * len(self))
+        output = self._forward(ids, [pass_on] * len(self))
         if len(calls) != len(self):
             raise NotInBlocks(f"{len(calls)} calls of {len(self)} blocks")
+        return output
 
     def _parameters(self, index: int | None) -> list[tuple[str, Any]]:
         """Names and tensors that the checkpoint has and the forward pass needs, of a block or outside all blocks."""
@@ -142,11 +170,11 @@ class Blocks:
         return [
             (name, tensor)
             for name, tensor in [*self.model.named_parameters(), *buffers]
-            if name.startswith(prefix) == (index is not None) and id(tensor) not in self._unused
+            if name.startswith(prefix) == (index is not None) and name not in self._head
         ]
 
-    def _learn_shell(self) -> None:
-        """Run block 0 to see what it returns: hidden states, or a tuple with them."""
+    def _learn_shell(self, ids: NDArray[np.int64]) -> Callable[[Any], Any]:
+        """Run block 0 to see what it returns, hidden states or a tuple with them: what makes such a thing of them."""
         returned: list[Any] = []
         run = self._blocks[0].forward
 
@@ -154,10 +182,10 @@ class Blocks:
             returned.append(run(hidden, *call.args, **call.kwargs))
             raise Stop
 
-        self._forward(self._batches[0][:1], [observe] * len(self))
+        self._forward(ids, [observe] * len(self))
         if not returned:
             raise NotInBlocks("block 0 is not called")
-        self._shell = self._open(returned[0])[1]
+        return self._open(returned[0])[1]
 
     def _open(self, result: Any) -> tuple[Any, Callable[[Any], Any]]:
         """The hidden states in what a block returned, and what makes such a thing of hidden states."""
@@ -168,13 +196,13 @@ class Blocks:
             return result[0], lambda hidden: (hidden, *rest)
         raise NotInBlocks(f"blocks return a {type(result).__name__}")
 
-    def _forward(self, ids: NDArray[np.int64], stand_ins: Sequence[Callable[[Any, _Call], Any]]) -> None:
+    def _forward(self, ids: NDArray[np.int64], stand_ins: Sequence[Callable[[Any, _Call], Any]]) -> Any:
         """Run the model with `stand_ins` in the place of the blocks."""
         with _replaced(self._blocks, stand_ins):
             try:
-                self.model(input_ids=self._torch.from_numpy(ids).to(self._device))
+                return self.model(input_ids=self._torch.from_numpy(ids).to(self._device))
             except Stop:
-                pass
+                return None
 
 
 @contextmanager

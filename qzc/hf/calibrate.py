@@ -3,54 +3,61 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from ..calibration import FORMAT, VERSION, fingerprint
-from ..codec.errors import CorruptionError, FileAccessError, UnsupportedError
-from ..formats.access import naming_os_errors
-from ..formats.atomic import atomic_writer
-from ..formats.dtypes import file_bytes
-from ..formats.safetensors import SafetensorsFile, place, write_safetensors
+from ..codec.errors import FileAccessError, InvalidArgumentError, UnsupportedError
+from ..codec.run_map import RunMap
 from ..progress import Progress
+from ..threads import thread_map
 from ..version import VERSION as QZC_VERSION
 from .blocks import Blocks, NotInBlocks
-from .inputs import InputStatistics, InputSums, Stop
-from .model import HfModel, Weights, checkpoint_names, import_hf, load_model, open_hf, running
+from .inputs import InputSums, Stop
+from .model import HfModel, Weights, checkpoint_names, import_hf, is_pooler, load_model, open_hf, running
+from .partial import KeptStates, Part, Partial, keep_states, part_of, write_parts
+from .sensitivity import Disturber, Harm, Trial, exchanged, matrices, sensitivities, weights_of
 from .text import WindowOptions, Windows, read_windows
 
 PASS_TOKENS = 2048  # in one forward pass, or one window if that is more
+SENSITIVITY_WINDOWS = 16
 
 
 @dataclass(frozen=True)
 class CalibrateOptions:
     """windows: how the text is cut. grams: X'X of every input; else only its diagonal. in_blocks: load and run one block
     after another, so that memory for one is enough, and an interrupted run can go on; the whole model at once where its
-    architecture does not allow that. threads: of torch, 0 for all CPUs. overwrite: replace an existing output.
+    architecture does not allow that. sensitivity_windows: of the text, evenly spread, on which it is measured what errors in
+    each matrix cost the model: one matrix after another is quantized alone. 0 does not measure it. threads: of torch, 0 for
+    all CPUs. overwrite: replace an existing output.
     """
 
     windows: WindowOptions = field(default_factory=WindowOptions)
     grams: bool = True
     in_blocks: bool = True
+    sensitivity_windows: int = SENSITIVITY_WINDOWS
     device: str = "cpu"
     threads: int = 0
     overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.sensitivity_windows < 0:
+            raise InvalidArgumentError(f"{self.sensitivity_windows} windows for sensitivities: 0 or more")
 
 
 @dataclass(frozen=True)
 class CalibrateReport:
     """What `calibrate` did. inputs: with statistics of their own; tensors: that read them. uncovered: names of layers whose
     weights are under no name in the checkpoint, or whose inputs are not the columns of a matrix. whole: why the model was run at once, None if it was not.
-    resumed: blocks that an earlier run had finished. columns: of the widest input. nbytes: of the output.
+    resumed: blocks that an earlier run had finished. sensitivities: tensors that have one. columns: of the widest input.
+    nbytes: of the output.
     """
 
     output: Path
@@ -62,16 +69,9 @@ class CalibrateReport:
     uncovered: tuple[str, ...]
     whole: str | None
     resumed: int
+    sensitivities: int
     nbytes: int
     seconds: float
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Statistics by input, in memory or in a file of a finished block."""
-
-    inputs: dict[str, tuple[tuple[str, ...], int]]  # tensors and tokens by input
-    arrays: dict[str, NDArray[np.float32]]
 
 
 def calibrate(
@@ -84,7 +84,7 @@ def calibrate(
     """Run a model on text and write the statistics of the inputs of its linear layers to `output`; see `Calibration`.
 
     model: a folder that transformers can load: config, safetensors, tokenizer. texts: see `read_windows`.
-    progress counts bytes of weights that have seen all of the text. Everything is computed in float32.
+    progress counts bytes of weights, once for each time that they see all of the text. Everything is computed in float32.
 
     While it runs, finished blocks are kept in the folder `output` + ".partial"; the same call goes on from there.
 
@@ -112,25 +112,28 @@ def calibrate(
         "tokenization": windows.tokenization,
         "architecture": ",".join(found.config.architectures or []),
     }
-    job = _Job(found, windows, options, progress)
-    partial = output.with_name(output.name + ".partial")
-    with running(options.device, options.threads):
+    with running(options.device, options.threads), thread_map(options.threads) as run:
+        job = _Job(found, windows, options, run, progress)
+        partial = Partial(output.with_name(output.name + ".partial"), {**metadata, **_versions(options)})
         whole = None if options.in_blocks else "asked for"
         resumed = 0
-        parts: list[_Part] = []
+        parts: list[Part] = []
         if options.in_blocks:
             try:
-                parts, resumed = _in_blocks(job, partial, metadata)
+                parts, resumed = _in_blocks(job, partial)
             except NotInBlocks as reason:
-                shutil.rmtree(partial, ignore_errors=True)
+                partial.remove()
                 whole = str(reason)
         if whole is not None:
             parts = _whole(job)
+    if options.sensitivity_windows:
+        metadata["sensitivities"] = json.dumps(dict(sorted(job.sensitivities.items())), ensure_ascii=False)
+        metadata["sensitivity_windows"] = str(len(job.rows))
     inputs = {key: entry for part in parts for key, entry in part.inputs.items()}
     if not inputs:
         raise UnsupportedError(f"{model}: none of its linear layers has its weights under a name in the checkpoint")
-    nbytes = _write(output, parts, metadata, options.overwrite)
-    shutil.rmtree(partial, ignore_errors=True)
+    nbytes = write_parts(output, parts, metadata, options.overwrite)
+    partial.remove()
     return CalibrateReport(
         output=output,
         windows=windows,
@@ -141,19 +144,30 @@ def calibrate(
         uncovered=tuple(job.uncovered),
         whole=whole,
         resumed=resumed,
+        sensitivities=len(job.sensitivities),
         nbytes=nbytes,
         seconds=time.monotonic() - began,
     )
 
 
 class _Job:
-    """What both ways of running the model share."""
+    """What both ways of running the model share. rows: the windows of trials; row_batches: those of each forward
+    pass. share: of all windows.
+    """
 
-    def __init__(self, model: HfModel, windows: Windows, options: CalibrateOptions, progress: Progress | None) -> None:
-        self.model, self.options, self.progress = model, options, progress
+    def __init__(
+        self, model: HfModel, windows: Windows, options: CalibrateOptions, run: RunMap, progress: Progress | None
+    ) -> None:
+        self.model, self.options, self.run, self.progress = model, options, run, progress
         size = max(1, PASS_TOKENS // windows.ids.shape[1])
+        self.ids = windows.ids
         self.batches = [windows.ids[first : first + size] for first in range(0, len(windows.ids), size)]
+        count = min(options.sensitivity_windows, len(windows.ids))
+        self.rows = np.arange(count) * len(windows.ids) // max(1, count)
+        self.row_batches = [self.rows[first : first + size] for first in range(0, count, size)]
+        self.share = count / len(windows.ids)
         self.uncovered: list[str] = []
+        self.sensitivities: dict[str, float] = {}
 
     def sums(self, model: Any, names: dict[str, str], prefix: str = "", outside: str | None = None) -> InputSums:
         """For the linear layers whose names begin with `prefix`, and not with `outside`."""
@@ -178,162 +192,214 @@ class _Job:
             self.progress(what, done, total)
 
 
-def _whole(job: _Job) -> list[_Part]:
+def _whole(job: _Job) -> list[Part]:
     job.uncovered.clear()
     with Weights(job.model.checkpoint) as weights:
         shapes = weights.shapes()
         total = sum(map(weights.nbytes, shapes))
     model = load_model(job.model, job.options.device)
     torch, _ = import_hf()
-    sums = job.sums(model, checkpoint_names(model, shapes))
+    names = checkpoint_names(model, shapes)
+    tried = [item for item in matrices(list(model.named_parameters()), names) if job.share and not is_pooler(item[1])]
+    work = total + int(total * job.share * len(tried))
+    sums = job.sums(model, names)
     with sums.listening():
         for index, batch in enumerate(job.batches):
-            job.report("whole model", total * index // len(job.batches), total)
+            job.report("whole model", total * index // len(job.batches), work)
             try:
                 model(input_ids=torch.from_numpy(batch).to(job.options.device))
             except Stop:
                 pass
             sums.end_pass()
-    job.report("", total, total)
-    return [_part(sums.results())]
+    results = sums.results()
+    if tried:
+        disturber, harm, trials = Disturber(results, job.run), Harm(not job.model.encoder, len(job.rows)), []
+        batches = [torch.from_numpy(job.ids[rows]).to(job.options.device) for rows in job.row_batches]
+        references = [harm.reference(model(input_ids=batch)) for batch in batches]
+        for count, (name, parameter, tensor) in enumerate(tried):
+            job.report(f"errors in {name}", total + int(total * job.share * count), work)
+            trial, disturbed = disturber.trial(name, parameter, tensor)
+            trials.append(trial)
+            with exchanged(tensor, disturbed):
+                for batch, reference in zip(batches, references, strict=True):
+                    harm.add(name, reference, model(input_ids=batch))
+        job.sensitivities = sensitivities(trials, harm)
+    job.report("", work, work)
+    return [part_of(results)]
 
 
-def _in_blocks(job: _Job, partial: Path, metadata: dict[str, str]) -> tuple[list[_Part], int]:
+def _in_blocks(job: _Job, partial: Partial) -> tuple[list[Part], int]:
     """The statistics of each block, and how many of them an earlier run had left in `partial`."""
     with Weights(job.model.checkpoint) as weights:
-        blocks = Blocks(job.model, weights, job.batches, job.options.device)
-        sizes = [blocks.nbytes(index) for index in (*range(len(blocks)), None)]
-        parts = _resume(partial, {**metadata, **_versions(job)}, len(blocks))
-        resumed, total, done = len(parts), sum(sizes), sum(sizes[: len(parts)])
-        job.report("text", done, total)
+        blocks = Blocks(job.model, weights, job.options.device, head=bool(job.share) and not job.model.encoder)
+        parts = partial.resume(len(blocks), bool(job.share))
+        resumed = len(parts)
+        work = _Work(job, blocks, resumed)
+        job.report("text", work.done, work.total)
         blocks.load(None)
         blocks.load(0)
-        _keep(partial / _hidden(0), job, blocks.first(resumed == 0), resumed == 0)
+        states = blocks.first(job.batches, not resumed)
+        if resumed:
+            for _ in states:
+                pass
+        else:
+            keep_states(partial.hidden(0), len(job.ids), states)
+        outside = _outside_trials(job, blocks, partial, not resumed) if job.share else []
         blocks.unload(None)
         if resumed:
             blocks.unload(0)
         linears = [job.sums(blocks.model, blocks.names, f"{blocks.prefix}{i}.") for i in range(len(blocks))]
+        begun = [*outside, *(trial for part in parts for trial in part.trials)]
         for index in range(resumed, len(blocks)):
             if index:
                 blocks.load(index)
-            sums = linears[index]
-            states = _run_block(job, blocks, index, sums, _kept(partial / _hidden(index), job), done, total)
-            _keep(partial / _hidden(index + 1), job, states)
-            parts.append(_part(sums.results()))
-            _write(partial / f"block-{index:05}.safetensors", parts[-1:], {}, True)
-            (partial / _hidden(index)).unlink()
+            states = _run_block(job, blocks, index, linears[index], partial, work)
+            keep_states(partial.hidden(index + 1), len(job.ids), states)
+            results = linears[index].results()
+            trials: list[Trial] = []
+            if job.share:
+                disturber = Disturber(results, job.run)
+                tried = _try_block(job, blocks, index, disturber, partial, begun, trials, work)
+                count = len(begun) + len(blocks.matrices(index))
+                keep_states(partial.trials(index + 1), count * len(job.rows), tried)
+            parts.append(partial.finish(index, part_of(results, trials)))
+            begun += trials
             blocks.unload(index)
-            parts[-1] = _read_part(partial / f"block-{index:05}.safetensors")
-            done += sizes[index]
-        blocks.load(None)
-        sums = job.sums(blocks.model, blocks.names, outside=blocks.prefix)
-        with sums.listening():
-            for index, state in enumerate(_kept(partial / _hidden(len(blocks)), job)):
-                job.report("what is in no block", done + sizes[-1] * index // len(job.batches), total)
-                blocks.finish(index, state)
-                sums.end_pass()
-        job.report("", total, total)
-        return [*parts, _part(sums.results())], resumed
+        parts.append(_finish(job, blocks, partial, begun, len(outside), work))
+        job.report("", work.total, work.total)
+        return parts, resumed
+
+
+class _Work:
+    """Bytes of weights that are done, once for each time that they see all of the text; and in all."""
+
+    def __init__(self, job: _Job, blocks: Blocks, resumed: int) -> None:
+        self._job = job
+        self.done, self.total = 0, 0
+        trials = len(blocks.matrices(None)) if job.share else 0
+        for index in range(len(blocks)):
+            trials += len(blocks.matrices(index)) if job.share else 0
+            self.total += int(blocks.nbytes(index) * (1 + job.share * trials))
+            self.done = self.total if index < resumed else self.done
+        self.total += int(blocks.nbytes(None) * (1 + job.share * trials))
+
+    def report(self, what: str, nbytes: int, part: float) -> None:
+        """part: of a pass of all the text through weights of so many bytes, which is done."""
+        self._job.report(what, self.done + int(nbytes * part), self.total)
+
+    def add(self, nbytes: int, passes: float) -> None:
+        self.done = min(self.total, self.done + int(nbytes * passes))
+
+
+def _outside_trials(job: _Job, blocks: Blocks, partial: Partial, write: bool) -> list[Trial]:
+    """Trials of matrices that are in no block, such as embeddings, up to the first block. Their errors are not yet known."""
+    tried = blocks.matrices(None)
+    batches = [job.ids[rows] for rows in job.row_batches]
+    for _ in blocks.first(batches, False):
+        pass
+    disturber = Disturber([], job.run)
+
+    def states() -> Iterator[NDArray[np.float32]]:
+        for name, _, tensor in tried:
+            with exchanged(tensor, disturber.disturb(name, weights_of(tensor))):
+                yield from blocks.first(batches)
+
+    if write:
+        keep_states(partial.trials(0), len(tried) * len(job.rows), states())
+    return [Trial(name, parameter, 0.0) for name, parameter, _ in tried]
 
 
 def _run_block(
-    job: _Job, blocks: Blocks, index: int, sums: InputSums, states: Iterator[NDArray[np.float32]], done: int, total: int
+    job: _Job, blocks: Blocks, index: int, sums: InputSums, partial: Partial, work: _Work
 ) -> Iterator[NDArray[np.float32]]:
+    """The hidden states after a block."""
+    nbytes, before, first = blocks.nbytes(index), KeptStates(partial.hidden(index)), 0
     with sums.listening():
-        for count, state in enumerate(states):
-            job.report(f"block {index}", done + blocks.nbytes(index) * count // len(job.batches), total)
-            result = blocks.run(index, state)
+        for batch in job.batches:
+            work.report(f"block {index}", nbytes, first / len(job.ids))
+            result = blocks.run(index, before.rows(first, len(batch)))
+            first += len(batch)
             sums.end_pass()
             yield result
+    work.add(nbytes, 1)
 
 
-def _versions(job: _Job) -> dict[str, str]:
+def _try_block(
+    job: _Job,
+    blocks: Blocks,
+    index: int,
+    disturber: Disturber,
+    partial: Partial,
+    begun: Sequence[Trial],
+    trials: list[Trial],
+    work: _Work,
+) -> Iterator[NDArray[np.float32]]:
+    """The hidden states after a block in the trials that have begun, and in those of its own, which go to `trials`."""
+    nbytes, hidden, before = blocks.nbytes(index), KeptStates(partial.hidden(index)), KeptStates(partial.trials(index))
+    first = 0
+    for trial in begun:
+        work.report(f"errors in {trial.name}, block {index}", nbytes, job.share * first / len(job.rows))
+        for rows in job.row_batches:
+            yield blocks.run(index, before.rows(first, len(rows)))
+            first += len(rows)
+    work.add(nbytes, job.share * len(begun))
+    for name, parameter, tensor in blocks.matrices(index):
+        work.report(f"errors in {name}", nbytes, 0)
+        trial, disturbed = disturber.trial(name, parameter, tensor)
+        with exchanged(tensor, disturbed):
+            for rows in job.row_batches:
+                yield blocks.run(index, hidden.picked(rows))
+        trials.append(trial)
+        work.add(nbytes, job.share)
+
+
+def _finish(job: _Job, blocks: Blocks, partial: Partial, begun: Sequence[Trial], outside: int, work: _Work) -> Part:
+    """Statistics of what is in no block, and the harm of all trials. The first `outside` of them are of what is in no block."""
+    blocks.load(None)
+    nbytes, hidden, first = blocks.nbytes(None), KeptStates(partial.hidden(len(blocks))), 0
+    sums = job.sums(blocks.model, blocks.names, outside=blocks.prefix)
+    with sums.listening():
+        for batch in job.batches:
+            work.report("what is in no block", nbytes, first / len(job.ids))
+            blocks.finish(batch, hidden.rows(first, len(batch)))
+            first += len(batch)
+            sums.end_pass()
+    work.add(nbytes, 1)
+    results = sums.results()
+    if not job.share:
+        return part_of(results)
+    blocks.load_head()
+    disturber, harm = Disturber(results, job.run), Harm(not job.model.encoder, len(job.rows))
+    states = KeptStates(partial.trials(len(blocks)))
+    trials, changed = list(begun[outside:]), {}
+    for name, parameter, tensor in blocks.matrices(None):  # begun before it was known what some of them are given
+        weights = weights_of(tensor)
+        changed[name] = tensor, disturber.disturb(name, weights, rough=True)
+        trials.append(Trial(name, parameter, disturber.squared_error(name, weights, changed[name][1])))
+    head = [] if job.model.encoder else blocks.head_matrices()
+    for name, parameter, tensor in head:
+        trial, disturbed = disturber.trial(name, parameter, tensor)
+        changed[name] = tensor, disturbed
+        trials.append(trial)
+    first = 0
+    for rows in job.row_batches:
+        ids = job.ids[rows]
+        reference = harm.reference(blocks.finish(ids, hidden.picked(rows)))
+        for count, trial in enumerate(begun):
+            work.report(f"errors in {trial.name}, end", nbytes, job.share * first * len(begun) / len(job.rows))
+            after = states.rows(count * len(job.rows) + first, len(rows))
+            with exchanged(*changed[trial.name]) if trial.name in changed else nullcontext():
+                harm.add(trial.name, reference, blocks.finish(ids, after))
+        for name, _, _ in head:
+            with exchanged(*changed[name]):
+                harm.add(name, reference, blocks.finish(ids, hidden.picked(rows)))
+        first += len(rows)
+    job.sensitivities = sensitivities(trials, harm)
+    return part_of(results)
+
+
+def _versions(options: CalibrateOptions) -> dict[str, str]:
     """What else must be the same for a run to go on with the work of another."""
     torch, transformers = import_hf()
-    options = replace(job.options, windows=WindowOptions(), overwrite=False)
-    return {"torch": torch.__version__, "transformers": transformers.__version__, "options": repr(options)}
-
-
-def _hidden(index: int) -> str:
-    return f"hidden-{index:05}.npy"
-
-
-def _resume(partial: Path, job: dict[str, str], blocks: int) -> list[_Part]:
-    """The finished blocks of an earlier run of the same job; otherwise the folder is begun anew."""
-    text = json.dumps(job, sort_keys=True, indent=1)
-    with naming_os_errors(partial, "write"):
-        note = partial / "job.json"
-        if note.is_file() and note.read_text("utf-8") == text:
-            parts: list[_Part] = []
-            while len(parts) < blocks and (partial / f"block-{len(parts):05}.safetensors").is_file():
-                parts.append(_read_part(partial / f"block-{len(parts):05}.safetensors"))
-            if (partial / _hidden(len(parts))).is_file():
-                return parts
-        if partial.exists() and not note.is_file() and any(partial.iterdir()):
-            raise FileAccessError(f"{partial} is in the way: unfinished work would be kept there; move it")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-    with atomic_writer(note) as stream:
-        stream.write(text.encode())
-    return []
-
-
-def _keep(path: Path, job: _Job, states: Iterator[NDArray[np.float32]], write: bool = True) -> None:
-    """Write hidden states, batch after batch, as float32 [windows, length, width] in .npy; or only see them pass."""
-    if not write:
-        for _ in states:
-            pass
-        return
-    with atomic_writer(path, True) as stream:
-        windows = sum(map(len, job.batches))
-        for count, state in enumerate(states):
-            if not count:
-                shape = (windows, *state.shape[1:])
-                npy.write_array_header_2_0(stream, {"descr": "<f4", "fortran_order": False, "shape": shape})
-            stream.write(file_bytes(state.astype(np.float32, copy=False)))
-
-
-def _kept(path: Path, job: _Job) -> Iterator[NDArray[np.float32]]:
-    """The hidden states that `_keep` wrote, batch after batch."""
-    with naming_os_errors(path, "read"), path.open("rb") as file:
-        npy.read_magic(file)
-        shape = npy.read_array_header_2_0(file)[0]
-        for batch in job.batches:
-            count = len(batch) * shape[1] * shape[2]
-            yield np.fromfile(file, np.dtype("<f4"), count).reshape(len(batch), *shape[1:])
-
-
-def _part(results: list[InputStatistics]) -> _Part:
-    """An input has the name of the first tensor that reads it."""
-    inputs, arrays = {}, {}
-    for result in results:
-        key = result.tensors[0].removesuffix(".weight") + ".input"
-        inputs[key] = (result.tensors, result.tokens)
-        arrays[f"{key}.mean"], arrays[f"{key}.power"] = result.mean, result.power
-        if result.triangle is not None:
-            arrays[f"{key}.gram"] = result.triangle
-    return _Part(inputs, arrays)
-
-
-def _write(path: Path, parts: list[_Part], metadata: dict[str, str], overwrite: bool) -> int:
-    arrays = {name: array for part in parts for name, array in part.arrays.items()}
-    entries = {
-        tensor: (key, tokens) for part in parts for key, (tensors, tokens) in part.inputs.items() for tensor in tensors
-    }
-    text = json.dumps(dict(sorted(entries.items())), ensure_ascii=False, separators=(",", ":"))
-    members = place((name, "F32", arrays[name].shape, arrays[name].nbytes) for name in sorted(arrays))
-    pieces = (file_bytes(arrays[member.name]) for member in members)
-    return write_safetensors(path, members, pieces, {**metadata, "tensors": text}, overwrite=overwrite)
-
-
-def _read_part(path: Path) -> _Part:
-    with ExitStack() as stack:
-        file = stack.enter_context(SafetensorsFile(path))  # the arrays stay views of the file
-        try:
-            entries: dict[str, tuple[str, int]] = json.loads(file.metadata["tensors"])
-        except (KeyError, ValueError):
-            raise CorruptionError(f"{path}: damaged; remove the folder {path.parent} and begin anew") from None
-        inputs: dict[str, tuple[tuple[str, ...], int]] = {}
-        for tensor, (key, tokens) in entries.items():
-            inputs[key] = ((*inputs.get(key, ((), 0))[0], tensor), tokens)
-        return _Part(inputs, {name: file.array(name) for name in file.keys()})
+    chosen = replace(options, windows=WindowOptions(), overwrite=False)
+    return {"torch": torch.__version__, "transformers": transformers.__version__, "options": repr(chosen)}

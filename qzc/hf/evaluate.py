@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from ..codec.errors import InvalidArgumentError
 from ..progress import Progress
-from .model import HfModel, import_hf, load_model, open_hf, running
+from .model import HfModel, Task, import_hf, load_model, open_hf, running
 from .text import WindowOptions, Windows, read_windows
 
 PASS_TOKENS = 2048  # in one forward pass, or one window if that is more
 SLICE = 1 << 22  # logits that are widened to float64 at once
+KEPT_NBYTES = 1 << 31  # of the original's outputs, so that it need not run for each model that is compared with it
 Z95 = 1.959963984540054
 
 
@@ -85,41 +86,68 @@ def evaluate(
     Raises InvalidArgumentError (also for an encoder without an original), UnsupportedError, CorruptionError,
     FileAccessError.
     """
+    if against is not None:
+        return Comparison(against, texts, options, keep_nbytes=0).measure(model, progress)
     options, began = options or EvalOptions(), time.monotonic()
-    original = None if against is None else open_hf(against, "safetensors")
-    found = open_hf(model, "safetensors" if against is None else "qzc", original)
-    if found.encoder and original is None:
+    found = open_hf(model, "safetensors")
+    if found.encoder:
         raise InvalidArgumentError(f"{model}: the embeddings of an encoder are compared with those of its original")
-    if original is not None and original.task != found.task:
-        raise InvalidArgumentError(f"{model} and {against} are models of different kinds")
-    import_hf()
-    config = original or found  # a packed file may have come without its tokenizer
-    windows = read_windows(texts, options.windows, found.encoder, config.load_tokenizer)
-    for one in (found, original):
-        if one is not None:
-            one.check_ids(windows.ids)
-    sizes = [_nbytes(one) for one in (found, original) if one is not None]
+    windows = read_windows(texts, options.windows, found.encoder, found.load_tokenizer)
+    found.check_ids(windows.ids)
     with running(options.device, options.threads):
-        models = [load_model(one, options.device, options.threads) for one in (found, original) if one is not None]
-        columns = _measure(models, found.encoder, windows.ids, options.device, sum(sizes), progress)
-    nll, original_nll, kl, top1, distance = (columns.get(key) for key in ("nll", "original", "kl", "top1", "distance"))
-    difference = None if nll is None or original_nll is None else estimate(nll - original_nll)
-    return EvalReport(
-        model=Path(model),
-        against=None if against is None else Path(against),
-        task=found.task,
-        architecture=",".join(found.config.architectures or []),
-        windows=windows,
-        nbytes=sizes[0],
-        original_nbytes=sizes[1] if original is not None else None,
-        perplexity=None if nll is None else estimate(nll).exp(),
-        original_perplexity=None if original_nll is None else estimate(original_nll).exp(),
-        ratio=None if difference is None else difference.exp(),
-        kl=None if kl is None else estimate(kl),
-        top1=None if top1 is None else estimate(top1),
-        cosine_distance=None if distance is None else estimate(distance),
-        seconds=time.monotonic() - began,
-    )
+        loaded = load_model(found, options.device, options.threads)
+        batches = _batches(windows.ids, options.device, _nbytes(found), progress)
+        measured = [_predictions(ids, _outputs(loaded, ids, False)) for ids in batches]
+    return _report(Path(model), None, found, None, windows, measured, began)
+
+
+class Comparison:
+    """An original and a text, to measure several models against. The windows are cut once, and what the original makes of
+    them is computed once, too, and kept in memory if it takes no more than `keep_nbytes`.
+
+    Raises as `evaluate`.
+    """
+
+    def __init__(
+        self,
+        against: str | Path,
+        texts: Sequence[str | Path],
+        options: EvalOptions | None = None,
+        keep_nbytes: int = KEPT_NBYTES,
+    ) -> None:
+        self._options, self._path = options or EvalOptions(), Path(against)
+        self._original = open_hf(against, "safetensors")
+        import_hf()
+        self.windows = read_windows(texts, self._options.windows, self._original.encoder, self._original.load_tokenizer)
+        self._original.check_ids(self.windows.ids)
+        self._keep_nbytes = keep_nbytes
+        self._kept: list[Any] | None = None
+
+    @property
+    def task(self) -> Task:
+        return self._original.task
+
+    def measure(self, model: str | Path, progress: Progress | None = None) -> EvalReport:
+        """Measure a model that was packed from the original. Raises as `evaluate`."""
+        began, original, device, threads = time.monotonic(), self._original, self._options.device, self._options.threads
+        found = open_hf(model, "qzc", original)
+        if original.task != found.task:
+            raise InvalidArgumentError(f"{model} and {self._path} are models of different kinds")
+        found.check_ids(self.windows.ids)
+        nbytes = _nbytes(found) + (0 if self._kept else _nbytes(original))
+        with running(device, threads):
+            loaded = load_model(found, device, threads)
+            reference = None if self._kept else load_model(original, device, threads)
+            measured, taken = [], 0
+            kept: list[Any] = []
+            for index, ids in enumerate(_batches(self.windows.ids, device, nbytes, progress)):
+                outputs = _outputs(loaded, ids, found.encoder)
+                known = self._kept[index] if self._kept else _outputs(reference, ids, found.encoder)
+                measured.append(_distances(outputs, known) if found.encoder else _predictions(ids, outputs, known))
+                taken += known.nbytes
+                kept = [*kept, known] if taken <= self._keep_nbytes else []
+            self._kept = kept or None
+        return _report(Path(model), self._path, found, original, self.windows, measured, began)
 
 
 def estimate(values: NDArray[np.float64]) -> Estimate:
@@ -131,29 +159,30 @@ def estimate(values: NDArray[np.float64]) -> Estimate:
     return Estimate(mean, mean - half, mean + half)
 
 
-def _measure(
-    models: list[Any], encoder: bool, ids: NDArray[np.int64], device: str, nbytes: int, progress: Progress | None
-) -> dict[str, NDArray[np.float64]]:
-    """Means by window: float64 [windows] for each quantity."""
+def _batches(ids: NDArray[np.int64], device: str, nbytes: int, progress: Progress | None) -> Iterator[Any]:
+    """Windows that go through the model together, as torch tensors."""
     torch, _ = import_hf()
     size = max(1, PASS_TOKENS // ids.shape[1])
-    found: dict[str, list[NDArray[np.float64]]] = {}
     for first in range(0, len(ids), size):
         if progress:
             progress(f"window {first}", nbytes * first // len(ids), nbytes)
-        batch = torch.from_numpy(ids[first : first + size]).to(device)
-        for key, values in (_embeddings if encoder else _predictions)(torch, models, batch).items():
-            found.setdefault(key, []).append(values.double().cpu().numpy())
+        yield torch.from_numpy(ids[first : first + size]).to(device)
     if progress:
         progress("", nbytes, nbytes)
-    return {key: np.concatenate(values) for key, values in found.items()}
 
 
-def _predictions(torch: Any, models: list[Any], ids: Any) -> dict[str, Any]:
-    """Quantities of causal models, by window: the model's and, with a second one, the original's."""
-    logits = [model(input_ids=ids).logits[:, :-1] for model in models]
+def _outputs(model: Any, ids: Any, encoder: bool) -> Any:
+    """Logits [windows, length - 1, vocabulary] of all tokens but the first; of an encoder mean hidden states [windows, width]."""
+    if encoder:
+        return model(input_ids=ids).last_hidden_state.double().mean(1)
+    return model(input_ids=ids).logits[:, :-1]
+
+
+def _predictions(ids: Any, *outputs: Any) -> dict[str, Any]:
+    """Quantities of causal models, by window, from their logits: the model's and, with a second one, the original's."""
+    torch, _ = import_hf()
     targets = ids[:, 1:].reshape(-1, 1)
-    flat = [part.reshape(-1, part.shape[-1]) for part in logits]
+    flat = [part.reshape(-1, part.shape[-1]) for part in outputs]
     step = max(1, SLICE // flat[0].shape[-1])
     found: dict[str, list[Any]] = {}
     for first in range(0, len(targets), step):
@@ -168,10 +197,41 @@ def _predictions(torch: Any, models: list[Any], ids: Any) -> dict[str, Any]:
     return {key: torch.cat(values).reshape(len(ids), -1).mean(1) for key, values in found.items()}
 
 
-def _embeddings(torch: Any, models: list[Any], ids: Any) -> dict[str, Any]:
-    packed, original = (model(input_ids=ids).last_hidden_state.double().mean(1) for model in models)
+def _distances(packed: Any, original: Any) -> dict[str, Any]:
     cosine = (packed * original).sum(-1) / (packed.norm(dim=-1) * original.norm(dim=-1))
     return {"distance": 1 - cosine}
+
+
+def _report(
+    model: Path,
+    against: Path | None,
+    found: HfModel,
+    original: HfModel | None,
+    windows: Windows,
+    measured: list[dict[str, Any]],
+    began: float,
+) -> EvalReport:
+    """measured: of each batch of windows, by window."""
+    torch, _ = import_hf()
+    columns = {key: torch.cat([part[key] for part in measured]).double().cpu().numpy() for key in measured[0]}
+    nll, original_nll, kl, top1, distance = (columns.get(key) for key in ("nll", "original", "kl", "top1", "distance"))
+    difference = None if nll is None or original_nll is None else estimate(nll - original_nll)
+    return EvalReport(
+        model=model,
+        against=against,
+        task=found.task,
+        architecture=",".join(found.config.architectures or []),
+        windows=windows,
+        nbytes=_nbytes(found),
+        original_nbytes=None if original is None else _nbytes(original),
+        perplexity=None if nll is None else estimate(nll).exp(),
+        original_perplexity=None if original_nll is None else estimate(original_nll).exp(),
+        ratio=None if difference is None else difference.exp(),
+        kl=None if kl is None else estimate(kl),
+        top1=None if top1 is None else estimate(top1),
+        cosine_distance=None if distance is None else estimate(distance),
+        seconds=time.monotonic() - began,
+    )
 
 
 def _nbytes(model: HfModel) -> int:

@@ -175,7 +175,7 @@ def load_model(model: HfModel, device: str = "cpu", threads: int = 0) -> Any:
         raise UnsupportedError(
             f"{model.checkpoint.root}: transformers cannot load the weights ({_first_line(error)})"
         ) from None
-    missing = sorted(name for name in info["missing_keys"] if not _is_pooler(name))
+    missing = sorted(name for name in info["missing_keys"] if not is_pooler(name))
     if missing or info["mismatched_keys"]:
         wrong = missing or sorted(str(item[0]) for item in info["mismatched_keys"])
         raise UnsupportedError(
@@ -236,7 +236,7 @@ def drop_pooler(model: Any) -> None:
             part.pooler = None
 
 
-def _is_pooler(name: str) -> bool:
+def is_pooler(name: str) -> bool:
     return "pooler" in name.split(".")
 
 

@@ -12,6 +12,13 @@ from .svg import chart_svg
 _LIGHT = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#a67c00", "#3a9bd5", "#555555", "#000000")
 _DARK = ("#4aa8e0", "#ff8a3d", "#2fc79b", "#e39ac2", "#e6c229", "#8fd0f5", "#b0b0b0", "#ffffff")
 
+# Of the charts themselves, wherever they stand.
+_FIGURE = """\
+.t{font-size:13px;fill:var(--ink)}.n{font-size:11.5px;fill:var(--soft)}.s{font-size:12px;fill:var(--ink)}
+.grid{stroke:var(--rule);stroke-width:1}.axis{stroke:var(--soft);stroke-width:1}
+.mark{stroke:var(--ink);stroke-width:1.5;stroke-dasharray:4 3}
+.thin{stroke-width:1!important;opacity:.45}.soft{opacity:.55}
+polyline,line{fill:none}"""
 _STYLE = """
 :root{color-scheme:light dark;--ground:#fff;--card:#f6f7f9;--ink:#1a1c20;--soft:#565c66;--rule:#d9dde3;%s}
 @media (prefers-color-scheme:dark){:root{--ground:#14161a;--card:#1e2127;--ink:#e8eaee;--soft:#a5adb8;--rule:#353a43;%s}}
@@ -39,11 +46,6 @@ th,td{padding:.2rem .7rem .2rem 0;text-align:right;border-bottom:1px solid var(-
 th:first-child,td:first-child{text-align:left}
 code{background:var(--card);padding:.1rem .35rem;border-radius:.25rem;font-size:.88em;overflow-wrap:anywhere}
 footer{padding-bottom:3rem;font-size:.88rem;color:var(--soft)}
-.t{font-size:13px;fill:var(--ink)}.n{font-size:11.5px;fill:var(--soft)}.s{font-size:12px;fill:var(--ink)}
-.grid{stroke:var(--rule);stroke-width:1}.axis{stroke:var(--soft);stroke-width:1}
-.mark{stroke:var(--ink);stroke-width:1.5;stroke-dasharray:4 3}
-.thin{stroke-width:1!important;opacity:.45}.soft{opacity:.55}
-polyline,line{fill:none}
 %s
 @media print{
 :root{--ground:#fff;--card:#f6f7f9;--ink:#000;--soft:#444;--rule:#ccc;%s}
@@ -74,6 +76,18 @@ def report_html(report: ReportData) -> str:
     )
 
 
+def figure_svg(chart: AnyChart) -> str:
+    """One chart as an SVG file that needs no page around it, light or dark as its reader has it."""
+    colours = (
+        "--ink:#1a1c20;--soft:#565c66;--rule:#d9dde3;background:#fff",
+        "--ink:#e8eaee;--soft:#a5adb8;--rule:#353a43;background:#14161a",
+    )
+    light, dark = (f"svg{{{_variables(c)}{more}}}" for c, more in zip((_LIGHT, _DARK), colours, strict=True))
+    style = f"{light}@media (prefers-color-scheme:dark){{{dark}}}svg{{font-family:sans-serif}}{_FIGURE}{_series()}"
+    head, mark, rest = chart_svg(chart).partition(">")
+    return f"{head}{mark}<style>{style}</style>{rest}\n"
+
+
 def _section(chart: AnyChart) -> str:
     return (
         f'<section id="{escape(chart.name)}"><h2>{escape(chart.title)}</h2><figure>'
@@ -93,8 +107,12 @@ def _table(table: Table) -> str:
 
 
 def _style() -> str:
-    def variables(colours: tuple[str, ...]) -> str:
-        return "".join(f"--c{i}:{colour};" for i, colour in enumerate(colours))
+    return _STYLE % (_variables(_LIGHT), _variables(_DARK), f"{_FIGURE}\n{_series()}", _variables(_LIGHT))
 
-    series = "".join(f".f{i}{{fill:var(--c{i})}}.l{i}{{stroke:var(--c{i});stroke-width:2}}" for i in range(8))
-    return _STYLE % (variables(_LIGHT), variables(_DARK), series, variables(_LIGHT))
+
+def _variables(colours: tuple[str, ...]) -> str:
+    return "".join(f"--c{i}:{colour};" for i, colour in enumerate(colours))
+
+
+def _series() -> str:
+    return "".join(f".f{i}{{fill:var(--c{i})}}.l{i}{{stroke:var(--c{i});stroke-width:2}}" for i in range(8))

@@ -28,22 +28,26 @@ def write_pngs(report: ReportData, folder: Path) -> list[Path]:
 
     The folder is made if it is missing. Raises FileAccessError, UnsupportedError.
     """
+    written = [folder / f"{chart.name}.png" for chart in report.charts]
+    with naming_os_errors(folder, "write"):
+        folder.mkdir(parents=True, exist_ok=True)
+    for chart, path in zip(report.charts, written, strict=True):
+        write_png(chart, path)
+    return written
+
+
+def write_png(chart: AnyChart, path: Path) -> None:
+    """Write one chart, over an older one. Raises FileAccessError, UnsupportedError."""
     check_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # pyright: ignore[reportMissingImports]
     from matplotlib.figure import Figure  # pyright: ignore[reportMissingImports]
 
-    written = []
-    with naming_os_errors(folder, "write"):
-        folder.mkdir(parents=True, exist_ok=True)
-        for chart in report.charts:
-            figure = Figure(figsize=(8.0, _height(chart)), dpi=150, layout="constrained")
-            FigureCanvasAgg(figure)
-            figure.suptitle(_plain(chart.title), fontsize=11)
-            _draw(chart)(figure, chart)
-            path = folder / f"{chart.name}.png"
-            figure.savefig(path, metadata={"Software": None, "Description": chart.alt})
-            written.append(path)
-    return written
+    figure = Figure(figsize=(8.0, _height(chart)), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(_plain(chart.title), fontsize=11)
+    _draw(chart)(figure, chart)
+    with naming_os_errors(path, "write"):
+        figure.savefig(path, format="png", metadata={"Software": None, "Description": chart.alt})
 
 
 def _height(chart: AnyChart) -> float:
