@@ -20,10 +20,10 @@ from .run_map import RunMap
 from .task import TASK
 from .tensor import packed_nbytes
 
-PIECE_NBYTES = 1 << 20
+PIECE_NBYTES = 1 << 22
 """Decoded bytes of one call, at most: enough to make calls cheap."""
 
-_LAST = 8  # A piece is at most a part of this number of what is left, so that threads end at about the same time.
+_LAST = 6  # A piece is at most a part of this number of what is left, so that threads end at about the same time.
 
 _OUT = TASK.names.index("out") if TASK.names else 0
 

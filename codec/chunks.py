@@ -153,7 +153,8 @@ def encode_run(
         chunks = _encode_batch(ESCAPE16, escape_encoder(), source, places, sizes, rows, room, run, verify)
     else:
         chunks = _drop_useless_tables(coder, list(run(encode, range(len(buffers)))), buffers)
-    if choice == "ans" and len(plan) == 1 and packed.size < SHORT_BYTES and coder is not ANS16:
+    short = SHORT_BYTES if storage_bits == 8 else SHORT_BYTES // 2  # nibbles in pairs decode fast enough by ans256
+    if choice == "ans" and len(plan) == 1 and packed.size < short and coder is not ANS16:
         chunks = _shorter(SHORT256, chunks[0], source, counts[0], storage_bits, extra, room, verify)
     return chunks
 

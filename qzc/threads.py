@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from threading import Event
 from typing import Any
 
@@ -18,23 +19,24 @@ MAX_THREADS = 256  # more have never helped, and systems refuse some thousands
 
 @contextmanager
 def thread_map(threads: int) -> Iterator[RunMap]:
-    """A `map` that runs on `threads` threads (0: as many as there are CPUs for this process; 1: the caller's own).
+    """A `map` that runs on `threads` threads (0: as many as there are CPUs for this process), the caller's own among them.
 
-    It gives results in order. When a call fails, or the caller is interrupted, calls not yet begun are dropped.
+    It gives results in order; the caller works while it waits for one. When a call fails, or the caller is interrupted, calls
+    not yet begun are dropped.
     """
     count = thread_count(threads)
     if count == 1:
         yield map
         return
     closing = Event()
-    pool = ThreadPoolExecutor(count, thread_name_prefix="qzc")
+    pool = ThreadPoolExecutor(count - 1, thread_name_prefix="qzc")
 
     def run(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterable[Any]:
-        todo = deque((Future[Any](), item) for item in items)
-        results = deque(future for future, _ in todo)
-        for _ in range(min(count, len(todo))):
-            pool.submit(_work, function, todo, closing)
-        return _in_order(results)
+        work = _Work(function, deque((Future[Any](), item) for item in items))
+        results = deque(future for future, _ in work.todo)
+        for _ in range(min(count, len(results)) - 1):
+            pool.submit(work.do_all, closing)
+        return _in_order(results, work)
 
     try:
         yield run
@@ -43,32 +45,40 @@ def thread_map(threads: int) -> Iterator[RunMap]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _work(function: Callable[[Any], Any], todo: deque[tuple[Future[Any], Any]], closing: Event) -> None:
-    """What each of the threads does: take calls from `todo` until there is none.
+@dataclass(frozen=True)
+class _Work:
+    """Calls of a function that have not begun. Each thread takes calls until there is none.
 
     To hand over each call by itself, as `ThreadPoolExecutor.map` does, takes so long that the second thread begins when a small
     model is half decoded.
     """
-    while not closing.is_set():
+
+    function: Callable[[Any], Any]
+    todo: deque[tuple[Future[Any], Any]]
+
+    def do_all(self, closing: Event) -> None:
+        while not closing.is_set() and self.do_next():
+            pass
+
+    def do_next(self) -> bool:
+        """Do one call. Returns whether there was one."""
         try:
-            future, item = todo.popleft()
+            future, item = self.todo.popleft()
         except IndexError:
-            return
-        if not future.set_running_or_notify_cancel():
-            continue
-        try:
-            result = function(item)
-        except BaseException as error:
-            future.set_exception(error)
-        else:
-            future.set_result(result)
-            del result
-        del future, item  # the next call may need the memory
+            return False
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(self.function(item))
+            except BaseException as error:
+                future.set_exception(error)
+        return True
 
 
-def _in_order(results: deque[Future[Any]]) -> Iterator[Any]:
+def _in_order(results: deque[Future[Any]], work: _Work) -> Iterator[Any]:
     try:
         while results:
+            while not results[0].done() and work.do_next():
+                pass
             yield results.popleft().result()
     finally:
         for future in results:
