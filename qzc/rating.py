@@ -49,7 +49,7 @@ class RateOptions:
     bits_per_weight: of the tensors that are quantized, all that the file has for them counted; or nbytes: of the whole
     output. Exactly one is given. count: `quantized`, or `all` for the bits of the whole output per weight of any tensor.
     method: None for `watersic` with statistics and `rtn-ec` without. states: of a trellis; 0 for none.
-    uniform: the same rate for every tensor.
+    uniform: the same rate for every tensor, as without sensitivities.
     """
 
     bits_per_weight: float | None = None
@@ -131,7 +131,7 @@ class Rating:
         Of many weights only a sample is looked at. The next call knows of all of them, if they were asked for.
         """
         # Without sensitivities, errors in the outputs of different layers cannot be weighed against each other.
-        uniform = self._options.uniform or (self.method in ("gptq-ec", "watersic") and not self.weighed)
+        uniform = not self.weighed
         numbers = {design.name: number for number, design in enumerate(self.designs)}
         if self.weights <= IN_MEMORY:
             rated = solve(self.designs, bits_per_weight, uniform=uniform, run_tensors=self._run)
