@@ -24,7 +24,7 @@ from .records import BYTES, Records, split
 SAMPLE_NBYTES = 1 << 17
 PIECES = 8  # of a sample, evenly spaced
 ENTRY_NBYTES = 128  # of a coded tensor: what its description is longer than that of one stored as it is
-MIN_NBYTES = 1 << 11  # smaller tensors are not looked at: what they could save the header takes
+MIN_NBYTES = 1 << 9  # smaller tensors are not looked at: what they could save the header takes
 ALIKE = 0.002  # share that apart they may be cheaper: together they are less work
 
 FLOATS = {

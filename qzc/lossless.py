@@ -19,7 +19,8 @@ from .codec.tensor import matrix_shape
 from .formats.dtypes import bits_of, is_float
 from .formats.profile import CodedTensor
 
-MIN_NBYTES = 1 << 14  # what smaller tensors could save is not worth waiting for the compilation of other coders
+MIN_NBYTES = 1 << 14
+"""Beside quantized tensors: what smaller ones could save is not worth waiting for the compilation of other coders."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,12 +55,16 @@ class Lossless:
 
 
 def plan_lossless(
-    raw: NDArray[np.uint8], dtype: str, hints: Sequence[Records] = (), shape: tuple[int, ...] = ()
+    raw: NDArray[np.uint8],
+    dtype: str,
+    hints: Sequence[Records] = (),
+    shape: tuple[int, ...] = (),
+    least_nbytes: int = MIN_NBYTES,
 ) -> Lossless | None:
     """How to code the bytes of a tensor; None where that would not make it smaller. hints: other splits to try. shape: tells
-    which elements may share a scale.
+    which elements may share a scale. least_nbytes: of a tensor that is looked at.
     """
-    if raw.size < MIN_NBYTES:
+    if raw.size < least_nbytes:
         return None
     choice = choose(raw, dtype, hints)
     if choice.palette is None:

@@ -22,7 +22,7 @@ from .codec.tensor import QuantizationArgs, matrix_shape, packed_nbytes
 from .formats.profile import CodedTensor, Profile, SourceFile, is_reserved
 from .formats.rate_entry import RateEntry
 from .formats.writer import UncodedTensor, Writer
-from .lossless import Lossless, as_bytes, plan_lossless
+from .lossless import MIN_NBYTES, Lossless, as_bytes, plan_lossless
 from .quantize.rtn import float32_weights, quantize
 from .quantize.select import Selection
 from .sources import SourceTensors
@@ -173,7 +173,8 @@ def plan_file(
         lossless = None
         if args is None and tied_to is None and code_kept:
             splits = (*(hints or {}).get(name, ()), *file.records(name))
-            lossless = plan_lossless(file.raw(name), info.dtype, splits, info.shape)
+            least = 0 if selection is None else MIN_NBYTES
+            lossless = plan_lossless(file.raw(name), info.dtype, splits, info.shape, least)
         if args is None and tied_to is None and lossless is None and info.nbytes and info.dtype.startswith("GGUF_"):
             lossless = as_bytes(info.nbytes)  # no library for safetensors would take its dtype
         grid = None if at_rate else args
