@@ -158,3 +158,16 @@ def test_diag_with_dead_inputs_only() -> None:
 def test_diag_refuses_powers_that_make_no_sense(power: NDArray[np.float64]) -> None:
     with pytest.raises(InvalidArgumentError):
         diag(weights(5, 4), "F32", power)
+
+
+@pytest.mark.parametrize("exponent", [-70, -50, 50, 70])
+@pytest.mark.parametrize("dead", [False, True])
+def test_sums_of_weights_whose_squares_float32_cannot_hold(exponent: int, dead: bool) -> None:
+    w = weights(70, 30)
+    w[:, 7] *= not dead
+    plain = quantize_design(rtn_ec(w, "F32"), 0.25, None)
+    other = quantize_design(rtn_ec(np.ldexp(w, exponent), "F32"), np.ldexp(0.25, exponent), None)
+    np.testing.assert_array_equal(other.tensor.codes, plain.tensor.codes)
+    np.testing.assert_allclose(np.ldexp(other.products, -2 * exponent), plain.products, rtol=1e-5)
+    np.testing.assert_allclose(np.ldexp(other.powers, -2 * exponent), plain.powers, rtol=1e-5)
+    assert np.ldexp(other.loss, -2 * exponent) == pytest.approx(plain.loss, rel=1e-3)
