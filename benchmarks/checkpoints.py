@@ -298,7 +298,7 @@ def check(same: bool, what: object) -> None:
 
 
 def read_all(reader: Reader, names: list[str]) -> list[NDArray[Any]]:
-    return decode([reader.array_decoding(name) for name in names])
+    return decode(reader.array_decoding(name) for name in names)
 
 
 def apply(function: Callable[[Any], object], arguments: list[Any]) -> None:

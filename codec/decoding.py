@@ -18,6 +18,7 @@ from .delta import restore
 from .dequantize import float_dtype
 from .errors import CorruptionError, InvalidArgumentError
 from .packing import pack_codes, slice_packed, unpack_codes
+from .pages import empty, shared_pages
 from .planes import Plane, byte_planes, grid_planes
 from .records import Records, join, join_jobs, split
 from .run_map import RunMap
@@ -77,11 +78,12 @@ class Decoding:
 
 def decode(decodings: Iterable[Decoding], run: RunMap = map) -> list[Any]:
     """Carry out decodings as one parallel job over all chunks. Raises CorruptionError."""
-    pending = list(decodings)
-    run_tasks(plan_tasks([part for decoding in pending for part in decoding.parts]), run)
-    for _ in run(_call, [job for decoding in pending for job in decoding.jobs()]):
-        pass
-    return [decoding.finish() for decoding in pending]
+    with shared_pages():
+        pending = list(decodings)  # where they are planned here, their memory is that of the pieces
+        run_tasks(plan_tasks([part for decoding in pending for part in decoding.parts]), run)
+        for _ in run(_call, [job for decoding in pending for job in decoding.jobs()]):
+            pass
+        return [decoding.finish() for decoding in pending]
 
 
 def check_chunk(file: CodedFile, chunk: int, values: int = 0) -> None:
@@ -121,7 +123,7 @@ def grid_decoding(
         )
         number += 1
     fields = _fields(coded.file, number, coded.scale, start, start + scales, whole)
-    scale_bytes = np.empty(scales * coded.scale.nbytes, np.uint8)
+    scale_bytes = empty(scales * coded.scale.nbytes)
 
     def finish() -> QuantizedTensor:
         codes.finish()
@@ -186,7 +188,7 @@ def bytes_decoding(
     low, high = (0, coded.nbytes) if coded.base else (start // step * step, -(-stop // step) * step)
     exact = (low, high) == (start, stop)
     result = _buffer(out, stop - start)
-    buffer = result if exact else np.empty(high - low, np.uint8)
+    buffer = result if exact else empty(high - low)
     first, last = low // coded.records.nbytes, high // coded.records.nbytes
     if coded.palette:
         parts, jobs = _palette_parts(coded, first, last, buffer)
@@ -212,7 +214,7 @@ def _palette_parts(
     coded: CodedBytes, first: int, last: int, buffer: NDArray[np.uint8]
 ) -> tuple[list[Part], Callable[[], list[Callable[[], None]]]]:
     indices, values = coded.planes[:2]
-    packed = np.empty(packed_nbytes(last - first, indices.width), np.uint8)
+    packed = empty(packed_nbytes(last - first, indices.width))
     numbers = CodeRange(coded.file, coded.first, indices.width, 0, first, last, packed)
     palette = np.empty(values.count, np.uint8)
     whole = WholePlane(coded.file, coded.first + 1, palette)
@@ -261,7 +263,7 @@ def _fields(file: CodedFile, first: int, records: Records, start: int, stop: int
         if whole and is_stored(file, number):
             parts.append(StoredPlane(file, number))
             continue
-        out = np.empty(packed_nbytes((stop - start) * count, width), np.uint8)
+        out = empty(packed_nbytes((stop - start) * count, width))
         if whole:
             parts.append(WholePlane(file, number, out))
         else:
@@ -271,7 +273,7 @@ def _fields(file: CodedFile, first: int, records: Records, start: int, stop: int
 
 def _buffer(out: NDArray[np.uint8] | None, nbytes: int) -> NDArray[np.uint8]:
     if out is None:
-        return np.empty(nbytes, np.uint8)
+        return empty(nbytes)
     if out.dtype != np.uint8 or out.shape != (nbytes,) or not out.flags.carray:
         raise InvalidArgumentError(f"out must be a writable, contiguous uint8[{nbytes}]")
     return out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from math import prod
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,6 +16,7 @@ from .base import BaseTensors
 from .codec.decoding import Decoding, decode
 from .codec.dequantize import dequantize_jobs, float_dtype
 from .codec.errors import CorruptionError, InvalidArgumentError
+from .codec.pages import empty, shared_pages
 from .codec.rate_tensor import LevelTensor, level_jobs
 from .codec.tensor import QuantizedTensor
 from .formats.checkpoint import open_checkpoint
@@ -142,18 +144,20 @@ class Model(Mapping[str, QuantizedTensor | LevelTensor | NDArray[Any]]):
             file.prefetch()
         names = [name for name in self if name not in ties]
         infos = [self.info(name) for name in names]
-        decodings = [_decoding(self._file(name), info) for name, info in zip(names, infos, strict=True)]
+        decodings = (_decoding(self._file(name), info) for name, info in zip(names, infos, strict=True))
         result: dict[str, Any] = {}
         jobs = []
-        for name, info, tensor in zip(names, infos, decode(decodings, self._run), strict=True):
-            if not info.is_quantized:
-                array = tensor if packed or dtype is None or not _is_float(tensor.dtype) else tensor.astype(target)
-                result[name] = array if array.flags.writeable else array.copy()  # not a view of the file
-            elif packed:
-                result[name] = tensor
-            else:
-                result[name] = np.empty(tensor.shape, float_dtype(target or numpy_dtype(tensor.dtype)))
-                jobs += (level_jobs if info.rate else dequantize_jobs)(tensor, result[name])
+        tensors = decode(decodings, self._run)
+        with shared_pages():
+            for name, info, tensor in zip(names, infos, tensors, strict=True):
+                if not info.is_quantized:
+                    array = tensor if packed or dtype is None or not _is_float(tensor.dtype) else tensor.astype(target)
+                    result[name] = array if array.flags.writeable else array.copy()  # not a view of the file
+                elif packed:
+                    result[name] = tensor
+                else:
+                    result[name] = _empty(tensor.shape, float_dtype(target or numpy_dtype(tensor.dtype)))
+                    jobs += (level_jobs if info.rate else dequantize_jobs)(tensor, result[name])
         for _ in self._run(_call, jobs):
             pass
         result.update((name, result[stored]) for name, stored in ties.items())
@@ -222,3 +226,7 @@ def _is_float(dtype: np.dtype[Any]) -> bool:
 
 def _call(job: Callable[[], None]) -> None:
     job()
+
+
+def _empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    return empty(prod(shape) * dtype.itemsize).view(dtype).reshape(shape)
