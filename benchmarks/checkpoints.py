@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import importlib
 import itertools
 import os
 import tempfile
@@ -198,13 +199,16 @@ def describe(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
 def trained(source: Path, desk: Path, steps: int) -> Iterator[tuple[str, Path, Path]]:
     """The model of a folder and what some steps of AdamW make of it, on the documents of this project: in F32 and in BF16."""
     os.environ["HF_HUB_OFFLINE"] = "1"
-    import torch
-    from safetensors.torch import save_file
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    torch: Any = importlib.import_module("torch")
+    transformers: Any = importlib.import_module("transformers")
+    save_file: Any = importlib.import_module("safetensors.torch").save_file
 
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(source), AutoTokenizer.from_pretrained(source)
+    model, tokenizer = (
+        transformers.AutoModelForCausalLM.from_pretrained(source),
+        transformers.AutoTokenizer.from_pretrained(source),
+    )
     text = "".join(path.read_text("utf-8") for path in sorted(Path("docs").glob("*.md")))
     tokens = torch.tensor(tokenizer(text).input_ids)
     versions: list[dict[str, Any]] = [{name: value.detach().clone() for name, value in model.named_parameters()}]

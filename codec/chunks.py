@@ -37,8 +37,9 @@ CHUNK_ALIGNMENT = 256  # codes: every chunk of a run but the last holds a multip
 EXTRA = 0.0015
 # A run of fewer bytes of nibbles is coded by short16: smaller, and its slower decoding does not weigh anything yet.
 SHORT_NBYTES, SHORT_NIBBLES = 1 << 15, 1 << 17  # the second where nibbles are coded as such in any case
-# Runs of fewer bytes may be coded by short256: some 0.3 % smaller, decoded in three times the time.
-SHORT_BYTES = 1 << 17
+# Runs of fewer bytes may be coded by short256 (of nibbles half as many, or by short16): some 0.3 % smaller, decoded in three
+# times the time or more.
+SHORT_BYTES = 7 << 14
 
 # A row of the chunk index (SPEC section 4).
 CHUNK_DTYPE = np.dtype(
@@ -130,7 +131,7 @@ def encode_run(
         if frequencies is not None:
             chunks = _encode_batch(ANS16, nibble_encoder(), source, places, sizes, frequencies, room, run, verify)
             # Where nibbles are worth less than two bits, 8 bits of probability may be too few.
-            if len(chunks) == 1 and 2 * len(chunks[0].payload) < packed.size < SHORT_NIBBLES:
+            if len(chunks) == 1 and 2 * len(chunks[0].payload) < packed.size < SHORT_BYTES // 2:
                 chunks = _shorter(SHORT16, chunks[0], source, nibble_counts(source), storage_bits, EXTRA, room, verify)
             return chunks
     buffers = [source[a:b] for a, b in pairwise(places)]

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from .analysis.rivals import Rival
 from .codec.batch import WholePlane, plan_tasks, run_tasks
+from .codec.chunks import encode_run
 from .codec.coder import CODERS
 from .codec.errors import VerificationError
 from .codec.packing import pack_codes, unpack_codes
-from .codec.planes import encode_tensor
 from .codec.run_map import RunMap
 from .codec.tensor import QuantizedTensor
 from .formats.profile import BANK_ROW_NBYTES
@@ -165,7 +165,10 @@ def _stored_nbytes(reader: Reader, names: Sequence[str]) -> int:
 
 def _coder(sample: Sample, choice: Literal["ans", "huffman", "raw"], coded: _Coded) -> Contender:
     def encode(i: int) -> object:
-        return encode_tensor(sample.blocks[i], choice, sample.chunk_codes, verify=False)
+        block = sample.blocks[i]
+        return encode_run(
+            block.packed, prod(block.shape), block.args.storage_bits, choice, sample.chunk_codes, verify=False
+        )
 
     settings = "checksum and range check included"
     return Contender(choice, settings, None, coded.nbytes, lambda crew: crew.each(encode), coded.decoding)
