@@ -27,6 +27,8 @@ def gptq(
 ) -> QuantizedTensor:
     """Quantize on the grid that `rtn.quantize` finds for the weights; scales and zero points are the same.
 
+    Symmetric grids have all levels of their bits, one more below zero than above, as the field's GPTQ has them.
+
     factor: of the layer's inputs; `activation` order is what the field calls act-order. Groups are of columns as they
     are stored, in any order (static groups). The other arguments and errors: as for `rtn.quantize`.
 
@@ -34,7 +36,7 @@ def gptq(
     """
     rows, columns = matrix_shape(tensor.shape)
     check_columns(name, columns, factor)
-    grid = quantize(tensor, args, dtype, name=name, run=run)
+    grid = quantize(tensor, args, dtype, all_levels=True, name=name, run=run)
     scale = np.broadcast_to(
         grid.scale.astype(np.float32).reshape(-1, grid.scale.shape[-1]), (rows, grid.scale.shape[-1])
     )
@@ -67,14 +69,12 @@ def _slab(
     slab = np.array(weights[rows].T[order], np.float32, order="C")
     out = np.empty(slab.shape, np.uint8)
     group = order // (args.group_size or max(columns, 1))
-    lowest = 1 if args.symmetric and args.num_bits > 1 else 0  # as many levels below zero as above
     kernels.feedback_fixed(
         slab,
         factor.unit,
         np.array(scale[rows].T, np.float32, order="C"),
         np.array(zero[rows].T, np.float32, order="C"),
         group,
-        np.float32(lowest),
         np.float32((1 << args.num_bits) - 1),
         out,
     )

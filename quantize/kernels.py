@@ -18,6 +18,10 @@ OK, NOT_FINITE, SCALE_OVERFLOW = 0, 1, 2  # what `quantize_segments` and `absmax
 
 FLOAT16, BFLOAT16, FLOAT32 = 0, 1, 2  # scale dtypes
 
+# `levels`, which levels a grid has beside 0: those that a zero point of its own leads to; as many below as above; on symmetric
+# grids all that its bits can tell apart, which is one more below.
+SHIFTED, BALANCED, ALL = 0, 1, 2
+
 CANDIDATES = 16  # scales tried together: their errors are the lanes of a vector register
 BLOCK = 1024  # weights whose errors are added up in float32 before they join a float64 sum
 
@@ -48,16 +52,18 @@ def extremes(bits: NDArray[np.int32]) -> tuple[int, int]:
 
 
 @kernel
-def absmax_scale(low: int, high: int, num_bits: int, symmetric: bool, scale_dtype: int) -> tuple[int, np.float32, int]:
+def absmax_scale(low: int, high: int, num_bits: int, levels: int, scale_dtype: int) -> tuple[int, np.float32, int]:
     """(status, scale, zero point) of the grid that just covers weights of these `extremes`. Scale 0 if all are 0."""
     if low >= 0xFF800000 or high >= 0x7F800000:
         return NOT_FINITE, F(0.0), 0
     minimum, maximum = -_from_bits(low & 0x7FFFFFFF), _from_bits(high)
-    top = F(_top(num_bits, symmetric))
-    if symmetric:
+    top = F(_top(num_bits, levels))
+    if levels != SHIFTED:
         largest = max(maximum, -minimum)
         if num_bits == 1:
             exact = largest
+        elif levels == ALL:
+            exact = largest / (top + F(0.5))
         else:
             exact = largest / top
         zero = 1 << (num_bits - 1)
@@ -70,7 +76,7 @@ def absmax_scale(low: int, high: int, num_bits: int, symmetric: bool, scale_dtyp
     scale = round_scale(exact, scale_dtype)
     if scale == np.inf:
         return SCALE_OVERFLOW, scale, zero
-    if not symmetric:
+    if levels == SHIFTED:
         zero = int(_nearest(-minimum / scale, F(0.0), top))
     return OK, scale, zero
 
@@ -91,9 +97,9 @@ def round_scale(value: np.float32, scale_dtype: int) -> np.float32:
 
 
 @kernel
-def search_steps(symmetric: bool) -> int:
+def search_steps(levels: int) -> int:
     """Number of probes of a search."""
-    return 3 if symmetric else 8
+    return 8 if levels == SHIFTED else 3
 
 
 @kernel
@@ -106,7 +112,7 @@ def begin_search(scale: np.float32, zero: int, state: NDArray[np.float64]) -> No
 
 @kernel
 def probe(
-    step: int, num_bits: int, symmetric: bool, scale_dtype: int, state: NDArray[np.float64], tried: NDArray[np.float32]
+    step: int, num_bits: int, levels: int, scale_dtype: int, state: NDArray[np.float64], tried: NDArray[np.float32]
 ) -> int:
     """Fill in the scales that step `step` tries; returns the zero point to try them with, or -1 to skip the step.
 
@@ -116,7 +122,7 @@ def probe(
     absmax grid and with the middle one (clipping a lone outlier leads there); the finer rounds then try three zero
     points around the better one.
     """
-    coarse_steps = 1 if symmetric else 2
+    coarse_steps = 2 if levels == SHIFTED else 1
     if step == 0:
         state[ANCHOR], state[ANCHOR_ZERO] = state[SCALE], state[ZERO]
     elif step == coarse_steps:
@@ -127,7 +133,7 @@ def probe(
         zero = int(state[ANCHOR_ZERO]) if step == 0 else middle
         if step == 1 and state[ANCHOR_ZERO] == middle:
             return -1
-    elif symmetric:
+    elif levels != SHIFTED:
         stage, zero = step, middle
     else:
         stage, zero = 1 + step % 2, int(state[ANCHOR_ZERO]) + step // 2 - 2
@@ -151,12 +157,12 @@ def squared_errors(
     weights: NDArray[np.float32],
     scales: NDArray[np.float32],
     num_bits: int,
-    symmetric: bool,
+    levels: int,
     zero: int,
     errors: NDArray[np.float64],
 ) -> None:
     """errors[i] = sum of squared differences between the weights and their grid points, in steps of scales[i]."""
-    lowest, highest = _levels(num_bits, symmetric, zero)
+    lowest, highest = _lowest_highest(num_bits, levels, zero)
     n = scales.size
     sums = np.empty(n, np.float32)
     for k in range(n):
@@ -213,32 +219,34 @@ def magnitude(weights: NDArray[np.float32]) -> float:
 
 @kernel
 def write_codes(
-    weights: NDArray[np.float32], scale: np.float32, zero: int, num_bits: int, symmetric: bool, codes: NDArray[np.uint8]
+    weights: NDArray[np.float32], scale: np.float32, zero: int, num_bits: int, levels: int, codes: NDArray[np.uint8]
 ) -> None:
     """codes[i] = clip(rint(w / scale) + zero); for one symmetric bit the sign. `zero` (1 for one bit) if scale is 0."""
-    if symmetric and num_bits == 1:
+    if levels != SHIFTED and num_bits == 1:
         for i in range(weights.size):
             codes[i] = 1 if weights[i] >= F(0.0) else 0
     elif scale == 0.0:
         for i in range(weights.size):
             codes[i] = zero
     else:
-        lowest, highest = _levels(num_bits, symmetric, zero)
+        lowest, highest = _lowest_highest(num_bits, levels, zero)
         offset = np.int32(zero)
         for i in range(weights.size):
             codes[i] = np.uint8(np.int32(_nearest(weights[i] / scale, lowest, highest)) + offset)
 
 
 @inlined
-def _levels(num_bits: int, symmetric: bool, zero: int) -> tuple[np.float32, np.float32]:
+def _lowest_highest(num_bits: int, levels: int, zero: int) -> tuple[np.float32, np.float32]:
     """Lowest and highest code minus zero point."""
-    top = _top(num_bits, symmetric)
-    return (F(-top), F(top)) if symmetric else (F(-zero), F(top - zero))
+    top = _top(num_bits, levels)
+    if levels == SHIFTED:
+        return F(-zero), F(top - zero)
+    return F(-top - 1 if levels == ALL else -top), F(top)
 
 
 @inlined
-def _top(num_bits: int, symmetric: bool) -> int:
-    return (1 << (num_bits - 1)) - 1 if symmetric else (1 << num_bits) - 1
+def _top(num_bits: int, levels: int) -> int:
+    return (1 << num_bits) - 1 if levels == SHIFTED else (1 << (num_bits - 1)) - 1
 
 
 @inlined
@@ -285,7 +293,7 @@ def quantize_segments(
     columns: int,
     segment: int,
     num_bits: int,
-    symmetric: bool,
+    levels: int,
     mse: bool,
     scale_dtype: int,
     scales: NDArray[np.float32],
@@ -306,25 +314,25 @@ def quantize_segments(
         for first in range(row, row + columns, segment):
             stop = min(first + segment, row + columns)
             low, high = _extremes(bits[first:stop])
-            status, scale, zero = _absmax_scale(low, high, num_bits, symmetric, scale_dtype)
+            status, scale, zero = _absmax_scale(low, high, num_bits, levels, scale_dtype)
             if status == OK and mse and scale > 0.0:
-                if symmetric and num_bits == 1:
+                if levels != SHIFTED and num_bits == 1:
                     scale = round_scale(F(2.0 * _magnitude(weights[first:stop]) / (stop - first)), scale_dtype)
                     if scale == np.inf:
                         status = SCALE_OVERFLOW
                 else:
                     _begin_search(scale, zero, state)
-                    for step in range(_search_steps(symmetric)):
-                        zero = _probe(step, num_bits, symmetric, scale_dtype, state, tried)
+                    for step in range(_search_steps(levels)):
+                        zero = _probe(step, num_bits, levels, scale_dtype, state, tried)
                         if zero >= 0:
-                            _squared_errors(weights[first:stop], tried, num_bits, symmetric, zero, errors)
+                            _squared_errors(weights[first:stop], tried, num_bits, levels, zero, errors)
                             _learn(zero, tried, errors, state)
                     scale, zero = F(state[SCALE]), int(state[ZERO])
             if status != OK:
                 return status
             scales[k] = scale
-            if not symmetric:
+            if levels == SHIFTED:
                 zero_points[k] = zero
             k += 1
-            _write_codes(weights[first:stop], scale, zero, num_bits, symmetric, codes[first:stop])
+            _write_codes(weights[first:stop], scale, zero, num_bits, levels, codes[first:stop])
     return OK

@@ -175,11 +175,10 @@ def feedback_fixed(
     scale: NDArray[np.float32],
     zero: NDArray[np.float32],
     group: NDArray[np.int64],
-    lowest: np.float32,
     highest: np.float32,
     codes: NDArray[np.uint8],
 ) -> None:
-    """`feedback` on the grid `(code - zero) * scale`, codes lowest .. highest.
+    """`feedback` on the grid `(code - zero) * scale`, codes 0 .. highest.
 
     scale, zero f32[groups, m]; group i64[n]: that of each column. codes u8[n, m]. Where the scale is 0 the code is
     the zero.
@@ -198,7 +197,7 @@ def feedback_fixed(
                 steps += zeros[r]
                 # Clipped first: rounding by addition is for magnitudes below 2^22.
                 steps = highest if steps > highest else steps
-                steps = lowest if steps < lowest else steps
+                steps = F(0.0) if steps < F(0.0) else steps
                 z = (steps + ROUNDING) - ROUNDING
                 out[r] = np.uint8(np.int32(z))
                 error[r] -= (z - zeros[r]) * scales[r]

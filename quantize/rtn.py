@@ -24,12 +24,19 @@ class NonFiniteError(InvalidArgumentError):
 
 
 def quantize(
-    tensor: NDArray[Any], args: QuantizationArgs, dtype: str, *, name: str = "tensor", run: RunMap = map
+    tensor: NDArray[Any],
+    args: QuantizationArgs,
+    dtype: str,
+    *,
+    all_levels: bool = False,
+    name: str = "tensor",
+    run: RunMap = map,
 ) -> QuantizedTensor:
     """Round `tensor` to the grid of `args`.
 
     tensor: float64, float32, float16, bfloat16 or float8 (`ml_dtypes`) of any shape; it is only read. Rows are
-    dimension 0. dtype: what to record as the dtype of the source, in safetensors' names ("F32"). name: what to call the
+    dimension 0. dtype: what to record as the dtype of the source, in safetensors' names ("F32"). all_levels: use code 0 of
+    symmetric grids, too, which gives them one more level below zero than above. name: what to call the
     tensor in error messages. run: maps over slabs of rows; the result does not depend on it.
 
     Memory beyond the result: 1.3 MB for each slab in work (more where a slab of eight rows is larger than that).
@@ -38,7 +45,7 @@ def quantize(
     """
     if not is_float(tensor.dtype):
         raise InvalidArgumentError(f"{name} is {tensor.dtype}; only floating-point tensors can be quantized")
-    work = _Work(tensor, args, run)
+    work = _Work(tensor, args, all_levels, run)
     if (work.whole_tensor() if args.strategy == "tensor" else work.all_segments()) != work.kernels.OK:
         raise _explain(tensor, args, name, work.slabs)
     scale = _in_scale_dtype(work.scale, args.scale_dtype)
@@ -53,12 +60,13 @@ def is_float(dtype: np.dtype[Any]) -> bool:
 class _Work:
     """The slabs of one tensor on their way through the kernels, and what comes out."""
 
-    def __init__(self, tensor: NDArray[Any], args: QuantizationArgs, run: RunMap) -> None:
+    def __init__(self, tensor: NDArray[Any], args: QuantizationArgs, all_levels: bool, run: RunMap) -> None:
         from ..codec.kernels import bits
         from . import kernels
 
         self.kernels, self._pack = kernels, bits.pack
         self._tensor, self._args, self._run = tensor, args, run
+        self._levels = kernels.SHIFTED if not args.symmetric else kernels.ALL if all_levels else kernels.BALANCED
         rows, self._columns = matrix_shape(tensor.shape)
         self._count = rows * self._columns
         self.packed = np.empty(packed_nbytes(self._count, args.storage_bits), np.uint8)
@@ -82,13 +90,13 @@ class _Work:
     def whole_tensor(self) -> int:
         """Quantize with one scale, in as many passes over the tensor as finding it takes. Returns the status."""
         args, kernels = self._args, self.kernels
-        grid = (args.num_bits, args.symmetric)
+        grid = (args.num_bits, self._levels)
         low = high = 0
         for slab_low, slab_high in self._run(self._extremes, self.slabs):
             low, high = max(low, slab_low), max(high, slab_high)
         status, scale, zero = kernels.absmax_scale(low, high, *grid, self._scale_dtype)
         if status == kernels.OK and args.scale_method == "mse" and scale > 0:
-            if grid == (1, True):
+            if args.symmetric and args.num_bits == 1:
                 mean = sum(self._run(self._magnitude, self.slabs)) / self._count
                 scale = kernels.round_scale(np.float32(2 * mean), self._scale_dtype)
                 status = kernels.SCALE_OVERFLOW if np.isinf(scale) else kernels.OK
@@ -107,8 +115,8 @@ class _Work:
         state = np.empty(kernels.STATE, np.float64)
         tried = np.empty(kernels.CANDIDATES, np.float32)
         kernels.begin_search(scale, zero, state)
-        for step in range(kernels.search_steps(args.symmetric)):
-            zero = kernels.probe(step, args.num_bits, args.symmetric, self._scale_dtype, state, tried)
+        for step in range(kernels.search_steps(self._levels)):
+            zero = kernels.probe(step, args.num_bits, self._levels, self._scale_dtype, state, tried)
             if zero >= 0:
                 errors = np.zeros(kernels.CANDIDATES, np.float64)
                 for part in self._run(partial(self._errors, tried, zero), self.slabs):
@@ -125,7 +133,7 @@ class _Work:
             self._columns,
             args.group_size or self._columns,
             args.num_bits,
-            args.symmetric,
+            self._levels,
             args.scale_method == "mse",
             self._scale_dtype,
             self.scale[slab].reshape(-1),
@@ -139,13 +147,13 @@ class _Work:
     def _codes(self, scale: np.float32, zero: int, slab: slice) -> None:
         codes = self._scratch(slab)
         weights = float32_weights(self._tensor, slab)
-        self.kernels.write_codes(weights, scale, zero, self._args.num_bits, self._args.symmetric, codes)
+        self.kernels.write_codes(weights, scale, zero, self._args.num_bits, self._levels, codes)
         self._store(slab, codes)
 
     def _errors(self, tried: NDArray[np.float32], zero: int, slab: slice) -> NDArray[np.float64]:
         errors = np.empty(len(tried), np.float64)
         weights = float32_weights(self._tensor, slab)
-        self.kernels.squared_errors(weights, tried, self._args.num_bits, self._args.symmetric, zero, errors)
+        self.kernels.squared_errors(weights, tried, self._args.num_bits, self._levels, zero, errors)
         return errors
 
     def _extremes(self, slab: slice) -> tuple[int, int]:

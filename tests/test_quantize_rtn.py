@@ -47,13 +47,15 @@ def errors(w: NDArray[np.float32], scales: NDArray[np.float32], low: int, high: 
     return total * scales.astype(np.float64) ** 2
 
 
-def search(w: NDArray[np.float32], scale: np.float32, zero: int, args: QuantizationArgs) -> tuple[np.float32, int]:
+def search(
+    w: NDArray[np.float32], scale: np.float32, zero: int, args: QuantizationArgs, all_levels: bool
+) -> tuple[np.float32, int]:
     top = 2**args.num_bits - 1
     middle = 2 ** (args.num_bits - 1)
 
     def tried(centre: float, factors: list[float], zero: int) -> Found:
         scales = np.array([stored(centre * f, args.scale_dtype) for f in factors], F)
-        low, high = (1 - middle, middle - 1) if args.symmetric else (-zero, top - zero)
+        low, high = ((0 if all_levels else 1) - middle, middle - 1) if args.symmetric else (-zero, top - zero)
         found = zip(errors(w, scales, low, high), scales, strict=True)
         return min((float(e), -float(s), zero) for e, s in found if np.isfinite(s))
 
@@ -72,9 +74,11 @@ def search(w: NDArray[np.float32], scale: np.float32, zero: int, args: Quantizat
     return F(-minus_scale), zero
 
 
-def segment_grid(w: NDArray[np.float32], args: QuantizationArgs) -> tuple[np.float32, int]:
+def segment_grid(w: NDArray[np.float32], args: QuantizationArgs, all_levels: bool) -> tuple[np.float32, int]:
     """Scale and zero point of weights that share them."""
-    top = 2 ** (args.num_bits - 1) - 1 if args.symmetric else 2**args.num_bits - 1
+    top: float = 2**args.num_bits - 1
+    if args.symmetric:
+        top = 2 ** (args.num_bits - 1) - (0.5 if all_levels else 1)
     low, high = min(w.min(), F(0)), max(w.max(), F(0))
     middle = 2 ** (args.num_bits - 1)
     if low == high:
@@ -84,7 +88,7 @@ def segment_grid(w: NDArray[np.float32], args: QuantizationArgs) -> tuple[np.flo
         return stored(max(-low, high) if args.scale_method == "absmax" else mean, args.scale_dtype), 1
     scale = stored((max(-low, high) if args.symmetric else high - low) / F(top), args.scale_dtype)
     zero = middle if args.symmetric else int(np.clip(np.rint(-low / scale), 0, top))
-    return (scale, zero) if args.scale_method == "absmax" else search(w, scale, zero, args)
+    return (scale, zero) if args.scale_method == "absmax" else search(w, scale, zero, args, all_levels)
 
 
 def segments(args: QuantizationArgs, rows: int, columns: int) -> Iterator[tuple[int, int]]:
@@ -97,16 +101,16 @@ def segments(args: QuantizationArgs, rows: int, columns: int) -> Iterator[tuple[
             yield row * columns + first, row * columns + min(first + (args.group_size or columns), columns)
 
 
-def check(w: NDArray[Any], args: QuantizationArgs) -> None:
+def check(w: NDArray[Any], args: QuantizationArgs, all_levels: bool = False) -> None:
     """Codes, scales and zero points of `quantize` are those of the definition."""
-    result = quantize(w, args, "F32")
+    result = quantize(w, args, "F32", all_levels=all_levels)
     flat = w.astype(F).ravel()
     codes, scales, zeros = result.codes.ravel(), result.scale.astype(F).ravel(), result.zero_point
     assert (result.shape, result.dtype, result.args) == (w.shape, "F32", args)
     top = 2**args.num_bits - 1
     for k, (first, stop) in enumerate(segments(args, *matrix_shape(w.shape))):
         part = flat[first:stop]
-        scale, zero = segment_grid(part, args)
+        scale, zero = segment_grid(part, args, all_levels)
         assert scales[k] == scale, (k, part)
         if zeros is not None:
             assert zeros.ravel()[k] == zero
@@ -115,7 +119,7 @@ def check(w: NDArray[Any], args: QuantizationArgs) -> None:
         elif scale == 0:
             want = np.full(len(part), zero, np.uint8)
         else:
-            want = np.clip(np.rint(part / scale) + F(zero), 1 if args.symmetric else 0, top).astype(np.uint8)
+            want = np.clip(np.rint(part / scale) + F(zero), 1 if args.symmetric and not all_levels else 0, top).astype(np.uint8)
         np.testing.assert_array_equal(codes[first:stop], want)
 
 
@@ -131,7 +135,8 @@ def args_for(
 def test_reference(bits: int, symmetric: bool, method: ScaleMethod) -> None:
     w = (np.random.default_rng(bits).standard_t(4, (7, 45)) * 0.05).astype(F)
     for strategy in STRATEGIES:
-        check(w, args_for(bits, strategy, symmetric, method))
+        for all_levels in (False, True):
+            check(w, args_for(bits, strategy, symmetric, method), all_levels)
 
 
 @given(
