@@ -123,9 +123,18 @@ def prepare(tensor: NDArray[Any], dtype: str, name: str) -> Design:
     if not is_float(tensor.dtype):
         raise InvalidArgumentError(f"{name} is {tensor.dtype}; only floating-point tensors can be quantized")
     design = Design(name, tensor.reshape(matrix_shape(tensor.shape)), tensor.shape, dtype)
-    if not all(np.isfinite(part).all() for _, part in design.pieces()):
+    if not all(_finite(part) for _, part in design.pieces()):
         raise NonFiniteError(f"{name} has weights that are NaN or infinite in float32; store it losslessly")
     return design
+
+
+def _finite(weights: NDArray[np.float32]) -> bool:
+    from . import kernels
+
+    # Only the status matters here, which is the same for all grids.
+    grid = 8, kernels.BALANCED, kernels.FLOAT32
+    status = kernels.absmax_scale(*kernels.extremes(weights.reshape(-1).view(np.int32)), *grid)[0]
+    return bool(status != kernels.NOT_FINITE)
 
 
 def check_columns(name: str, columns: int, factor: Factor) -> None:
@@ -139,19 +148,23 @@ def classified(design: Design, *, columns: bool) -> Design:
 
     Columns whose steps follow the statistics of the inputs need none: their weights are alike.
     """
+    from . import kernels_rate
+
     rows, count = design.weights.shape
+    if not design.weights.size:
+        return replace(design, typical=0.0)
     mean, steps = np.zeros(rows), log_scale(design.column_log, count)
     for part, weights in design.pieces():
-        mean[part] = (np.abs(weights) / steps).mean(axis=1, dtype=np.float64) if count else 0.0
+        kernels_rate.row_sizes(weights, steps, mean[part])
     if not mean.any():
         return replace(design, typical=0.0)
-    design = replace(design, row_class=_classes(mean))
-    if columns:
-        total, scale = np.zeros(count), log_scale(design.row_class, rows)[:, None]
-        for part, weights in design.pieces():
-            total += (np.abs(weights) / scale[part]).sum(axis=0, dtype=np.float64)
-        design = replace(design, column_class=_classes(total / rows))
-    return replace(design, typical=typical_size(design))
+    row_class = _classes(mean)
+    total, scale = np.zeros(count), log_scale(row_class, rows)
+    for part, weights in design.pieces():
+        kernels_rate.add_column_sizes(weights, scale[part], total)
+    column_class = _classes(total / rows) if columns else None
+    typical = _log_deviation((total / log_scale(column_class, count)).sum() / design.weights.size)
+    return replace(design, row_class=row_class, column_class=column_class, typical=typical)
 
 
 def _classes(size: NDArray[np.float64]) -> NDArray[np.int8]:
@@ -165,11 +178,19 @@ def typical_size(design: Design) -> float:
     """log2 of the standard deviation, about, of weights in rows and columns of class 0."""
     if design.typical is not None:
         return design.typical
+    from . import kernels_rate
+
     rows, columns = design.weights.shape
-    column, row, total = log_scale(design.column_class, columns), log_scale(design.row_class, rows)[:, None], 0.0
+    row, total = log_scale(design.row_class, rows), np.zeros(columns)
     for part, weights in design.pieces():
-        total += float((np.abs(weights) / column / row[part]).sum(dtype=np.float64))
-    return math.log2(1.25 * total / design.weights.size) if total > 0 else 0.0
+        kernels_rate.add_column_sizes(weights, row[part], total)
+    size = float((total / log_scale(design.column_class, columns)).sum())
+    return _log_deviation(size / max(design.weights.size, 1))
+
+
+def _log_deviation(mean: float) -> float:
+    """From the mean of magnitudes, as of a bell curve. 0 for no weights but zeros."""
+    return math.log2(1.25 * mean) if mean > 0 else 0.0
 
 
 def grid_of(design: Design, step: float, bank: TableBank | None, size: float | None = None) -> RateGrid:

@@ -174,12 +174,15 @@ def _compare_tensor(reader: Reader, original: SourceTensors, name: str, run: Run
             raise VerificationError(f"tensor {name!r} is not quantized and differs from the original")
         original.release(name)
         return Comparison(name, quantized=False, exact=True)
-    array = original.array(name)
+    array, decoded = original.array(name), reader.quantized(name, run=run)
     try:
         fresh = quantize(array, info.args, dtype=info.dtype, name=f"tensor {name!r}", run=run)
+        if info.args.symmetric and not _same_grid(decoded, fresh):  # gptq has another one
+            every = quantize(array, info.args, dtype=info.dtype, all_levels=True, name=f"tensor {name!r}", run=run)
+            fresh = every if _same_grid(decoded, every) else fresh
     except InvalidArgumentError as error:
         raise VerificationError(f"the original cannot be what was packed: {error}") from None
-    comparison = _compare_codes(name, reader.quantized(name, run=run), fresh, array, run)
+    comparison = _compare_codes(name, decoded, fresh, array, run)
     original.release(name)
     return comparison
 
