@@ -172,7 +172,7 @@ def cost() -> None:
     array = rng.standard_normal((8192, 4096), np.float32)
     target = np.empty_like(array)
     design = rtn_ec(array, "F32")
-    passes = {
+    passes: dict[str, Callable[[], Any]] = {
         "copying to memory that is there": partial(np.copyto, target, array),
         "copying to new memory": array.copy,
         "rtn-ec: looking at the weights, three times": partial(rtn_ec, array, "F32"),
@@ -182,9 +182,9 @@ def cost() -> None:
     rounds = [[median(call, 1) for call in passes.values()] for _ in range(7)]
     print("\n| pass over 33.5 million weights | ns per weight | x copying |\n|---|---|---|")
     for number, name in enumerate(passes):
-        spent = statistics.median(each[number] for each in rounds)
+        seconds = statistics.median(each[number] for each in rounds)
         ratio = statistics.median(each[number] / each[0] for each in rounds)
-        print(f"| {name} | {1e9 * spent / array.size:.3f} | {ratio:.2f} |", flush=True)
+        print(f"| {name} | {1e9 * seconds / array.size:.3f} | {ratio:.2f} |", flush=True)
 
 
 def median(call: Callable[[], Any], rounds: int) -> float:

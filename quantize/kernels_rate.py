@@ -154,4 +154,5 @@ def round_rows(
 def _nearest(steps: np.float32) -> np.float32:
     steps = TOP if steps > TOP else steps
     steps = -TOP if steps < -TOP else steps
-    return (steps + ROUNDING) - ROUNDING
+    nearest: np.float32 = (steps + ROUNDING) - ROUNDING
+    return nearest

@@ -119,7 +119,9 @@ def check(w: NDArray[Any], args: QuantizationArgs, all_levels: bool = False) -> 
         elif scale == 0:
             want = np.full(len(part), zero, np.uint8)
         else:
-            want = np.clip(np.rint(part / scale) + F(zero), 1 if args.symmetric and not all_levels else 0, top).astype(np.uint8)
+            want = np.clip(np.rint(part / scale) + F(zero), 1 if args.symmetric and not all_levels else 0, top).astype(
+                np.uint8
+            )
         np.testing.assert_array_equal(codes[first:stop], want)
 
 
