@@ -171,3 +171,30 @@ def test_sums_of_weights_whose_squares_float32_cannot_hold(exponent: int, dead: 
     np.testing.assert_allclose(np.ldexp(other.products, -2 * exponent), plain.products, rtol=1e-5)
     np.testing.assert_allclose(np.ldexp(other.powers, -2 * exponent), plain.powers, rtol=1e-5)
     assert np.ldexp(other.loss, -2 * exponent) == pytest.approx(plain.loss, rel=1e-3)
+
+
+@pytest.mark.parametrize("columns", [1, 31, 32, 33, 200])
+@pytest.mark.parametrize("rows", [1, 3, 4, 9])
+def test_sizes_of_rows_and_columns(rows: int, columns: int) -> None:
+    from qzc.quantize import kernels_rate
+
+    rng = np.random.default_rng(rows * columns)
+    w = (rng.standard_normal((rows, columns)) * 10.0 ** rng.integers(-30, 30, (rows, 1))).astype(np.float32)
+    w.flags.writeable = False
+    across, down = (np.exp2(rng.integers(-9, 9, n) / 8).astype(np.float32) for n in (columns, rows))
+    sizes, sums = np.zeros(rows), np.ones(columns)
+    kernels_rate.row_sizes(w, across, sizes)
+    kernels_rate.add_column_sizes(w, down, sums)
+    size = np.abs(w.astype(np.float64))
+    np.testing.assert_allclose(sizes, (size / across).mean(axis=1), rtol=1e-12)
+    np.testing.assert_allclose(sums - 1, (size / down[:, None]).sum(axis=0), rtol=1e-12, atol=1e-9)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_none_are_found_anywhere(bad: float) -> None:
+    for at in ((0, 0), (3, 6), (4, 4)):
+        w = np.full((5, 7), -3e38, np.float32)
+        rtn_ec(w, "F32")
+        w[at] = bad
+        with pytest.raises(NonFiniteError):
+            rtn_ec(w, "F32")
