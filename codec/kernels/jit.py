@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 
 import numba
 from numba.core.caching import FunctionCache
+from numba.core.ccallback import CFunc
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -69,6 +70,25 @@ def kernel(function: F) -> F:
     except Exception:  # numba says RuntimeError today
         pass
     return cast(F, compiled)
+
+
+def callback(function: Callable[..., Any], arguments: tuple[Any, ...], returns: Any) -> int:
+    """Compile `function` for kernels that call it through its address, which this returns: once, whoever calls it.
+
+    It must not raise. The machine code stays for as long as the process.
+    """
+    signature, options = (arguments, returns), {"error_model": "numpy"}
+    compiled: Any = CFunc(function, signature, {}, options, **_compiler("KernelCompiler"))
+    try:
+        compiled._cache = _ForgivingCache(function)
+    except Exception:  # as above
+        pass
+    compiled.compile()
+    _callbacks.append(compiled)
+    return int(compiled.address)
+
+
+_callbacks: list[Any] = []
 
 
 def inlined(function: F) -> F:
