@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +21,12 @@ from .task import TASK
 from .tensor import packed_nbytes
 
 PIECE_NBYTES = 1 << 22
-"""Decoded bytes of one call, at most: enough to make calls cheap."""
+"""Decoded bytes of one call of several threads, at most: enough to make calls cheap."""
 
+_ALONE = 16  # times as many for one thread: between calls it can be interrupted
 _LAST = 6  # A piece is at most a part of this number of what is left, so that threads end at about the same time.
 
-_OUT = TASK.names.index("out") if TASK.names else 0
+_OUT, _XXH3 = (TASK.names.index(name) if TASK.names else 0 for name in ("out", "xxh3"))
 
 
 class CodedFile:
@@ -48,13 +49,14 @@ class CodedFile:
 
     @cached_property
     def tasks(self) -> NDArray[np.uint64]:
-        """One TASK for each chunk, uint64 `[chunks, 8]`, but for the address to decode to."""
+        """One TASK for each chunk, uint64 `[chunks, 10]`, but for the address to decode to; payloads are not compared."""
         index, rows = self.index, self.index.rows
         numbers = np.zeros((len(rows), TASK.itemsize // 8), np.uint64)
         tasks, coders = numbers.view(TASK).reshape(-1), rows["coder"]
         tasks["payload"] = index.offsets.astype(np.uint64) + np.uint64(self.data.ctypes.data)
         tasks["nbytes"], tasks["streams"], tasks["size"] = rows["nbytes"], rows["streams"], index.sizes
         tasks["unused"] = _UNUSED[np.minimum(index.bits, 8)]
+        tasks["checksum"] = rows["checksum"]
         tasks["spare"] = index.sizes * 8 - rows["codes"].astype(np.int64) * index.widths
         for coder in set(coders.tolist()):
             if coder in CODERS and CODERS[coder].table_nbytes:
@@ -186,7 +188,7 @@ Part: TypeAlias = CodeRange | WholePlane | StoredPlane
 
 @dataclass(frozen=True)
 class Tasks:
-    """Chunks of one file to decode. chunks: their numbers. tasks: uint64 `[count, 8]`, one TASK for each.
+    """Chunks of one file to decode. chunks: their numbers. tasks: uint64 `[count, 10]`, one TASK for each.
 
     alive: the arrays whose addresses the tasks hold. stored: chunks of which only the checksum is of interest.
     """
@@ -252,18 +254,20 @@ def _check_stored(file: CodedFile, chunks: tuple[int, ...], run: RunMap) -> None
 
 
 def _run(work: Tasks, run: RunMap) -> None:
-    coders, chunks, batch = work.file.index.rows["coder"][work.chunks], work.chunks, work.tasks
+    from .kernels.select import batch_kernels
+    from .kernels.xxh3 import xxh3_address
+
+    kernels, coders = batch_kernels(), work.file.index.rows["coder"][work.chunks]
     order = np.argsort(coders, kind="stable")  # chunks of one coder side by side
-    coders, chunks, batch = coders[order], chunks[order], batch[order]
-    tasks = batch.view(TASK).reshape(-1)
-    status = np.zeros(len(batch), np.int64)
-    numbers = chunks.tolist()
+    batch = work.tasks[order]
+    batch[:, _XXH3] = xxh3_address() if work.file.verify else 0
+    tasks, status = batch.view(TASK).reshape(-1), np.zeros(len(batch), np.int64)
 
     def decode(piece: tuple[int, int, int]) -> None:
         coder, start, stop = piece
-        _decode(work.file, coder, numbers[start:stop], tasks[start:stop], status[start:stop])
+        kernels[coder](tasks[start:stop], status[start:stop])
 
-    for _ in run(decode, _pieces(coders.tolist(), tasks["size"].tolist())):
+    for _ in run(decode, _pieces(coders[order].tolist(), tasks["size"].tolist(), run)):
         pass
     if status.any():
         in_order = np.empty_like(status)
@@ -272,34 +276,19 @@ def _run(work: Tasks, run: RunMap) -> None:
         raise _error(work.file, int(work.chunks[first]), int(in_order[first]))
 
 
-def _pieces(coders: list[int], sizes: list[int]) -> list[tuple[int, int, int]]:
+def _pieces(coders: list[int], sizes: list[int], run: RunMap) -> list[tuple[int, int, int]]:
     """What is decoded in one call: (coder, first task, behind the last one)."""
     pieces: list[tuple[int, int, int]] = []
     left = sum(sizes)
-    start, nbytes, most = 0, 0, min(PIECE_NBYTES, left // _LAST)
+    limit, last = (_ALONE * PIECE_NBYTES, 1) if run is map else (PIECE_NBYTES, _LAST)
+    start, nbytes, most = 0, 0, min(limit, left // last)
     for i, (coder, size) in enumerate(zip(coders, sizes, strict=True)):
         if i > start and (coder != coders[start] or nbytes + size > most):
             pieces.append((coders[start], start, i))
             left -= nbytes
-            start, nbytes, most = i, 0, min(PIECE_NBYTES, left // _LAST)
+            start, nbytes, most = i, 0, min(limit, left // last)
         nbytes += size
     return [*pieces, (coders[start], start, len(coders))]
-
-
-def _decode(file: CodedFile, coder: int, chunks: list[int], tasks: NDArray[Any], status: NDArray[np.int64]) -> None:
-    from .kernels.select import batch_kernels
-
-    if file.verify:
-        view, (begins, ends, checksums) = file.data.data, file.sources
-        damaged = [
-            i
-            for i, chunk in enumerate(chunks)
-            if xxh3_64_intdigest(view[begins[chunk] : ends[chunk]]) != checksums[chunk]
-        ]
-        if damaged:  # the rest is not needed
-            status[damaged] = WRONG_CHECKSUM
-            return
-    batch_kernels()[coder](tasks, status)
 
 
 def _error(file: CodedFile, chunk: int, status: int) -> CorruptionError:

@@ -6,8 +6,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 # table: address of its table in a parsed bank, 0 without. out, size: its packed buffer. unused: bits of a packed byte that no
-# code may have set. spare: unused high bits of the last byte.
-TASK = np.dtype([(name, "<u8") for name in ("payload", "nbytes", "streams", "table", "out", "size", "unused", "spare")])
+# code may have set. spare: unused high bits of the last byte. checksum: of the payload. xxh3: `kernels.xxh3.xxh3_address()`,
+# or 0 for a payload that need not be compared.
+TASK = np.dtype(
+    [
+        (name, "<u8")
+        for name in (
+            *("payload", "nbytes", "streams", "table", "out", "size", "unused", "spare"),
+            *("checksum", "xxh3"),
+        )
+    ]
+)
 
 
 def decode_one(
@@ -20,7 +29,8 @@ def decode_one(
     from .kernels.select import batch_kernels
 
     task = np.zeros(1, TASK)
-    task[0] = (payload.ctypes.data, payload.size, streams, table.ctypes.data, out.ctypes.data, out.size, 0, 0)
+    place = payload.ctypes.data, payload.size, streams, table.ctypes.data, out.ctypes.data, out.size
+    task[0] = *place, 0, 0, 0, 0
     status = np.zeros(1, np.int64)
     batch_kernels()[coder](task, status)
     return int(status[0])

@@ -66,14 +66,16 @@ def test_an_interrupted_caller_ends_what_is_not_begun() -> None:
 
 def test_pieces_get_smaller_towards_the_end() -> None:
     coders, sizes = [2] * 800 + [8] * 40, [1 << 17] * 800 + [1000] * 40
-    pieces = _pieces(coders, sizes)
+    with thread_map(2) as run:
+        pieces = _pieces(coders, sizes, run)
     assert [i for _, start, stop in pieces for i in range(start, stop)] == list(range(840))
     assert all(set(coders[start:stop]) == {coder} for coder, start, stop in pieces)
     nbytes = [sum(sizes[start:stop]) for _, start, stop in pieces]
     assert max(nbytes) == nbytes[0] == PIECE_NBYTES
     large = [n for (coder, _, _), n in zip(pieces, nbytes, strict=True) if coder == 2]
     assert large == sorted(large, reverse=True) and large[-1] == 1 << 17
-    assert _pieces([2], [5]) == [(2, 0, 1)]
+    assert _pieces([2], [5], run) == _pieces([2], [5], map) == [(2, 0, 1)]
+    assert _pieces(coders, sizes, map) == [(2, 0, 512), (2, 512, 800), (8, 800, 840)]
 
 
 def test_calls_may_map_on_the_threads_that_they_run_on() -> None:

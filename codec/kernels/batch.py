@@ -17,10 +17,11 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from . import ans_portable, escape16, huffman, short256, split8
-from .ans_header import I
+from .ans_header import I, U
 from .jit import inlined, kernel
 from .lanes import decode_lanes
-from .status import CODE_TOO_LARGE, OK, PADDING_NOT_ZERO, SIZE_MISMATCH
+from .status import CODE_TOO_LARGE, OK, PADDING_NOT_ZERO, SIZE_MISMATCH, WRONG_CHECKSUM
+from .xxh3 import xxh3_at
 
 
 def _pointer(element: Any) -> Any:
@@ -57,6 +58,12 @@ def bytes_at(address: Any, count: Any) -> Any:
 
 
 @inlined
+def damaged(t: Any) -> bool:
+    """Whether a payload has another checksum than its task says."""
+    return t.xxh3 != U(0) and xxh3_at(t.xxh3, t.payload, t.nbytes) != t.checksum
+
+
+@inlined
 def check(out: NDArray[np.uint8], unused: Any, spare: Any) -> int:
     """Whether all codes are in range and nothing but zeros follows the last one."""
     if unused != 0:
@@ -75,6 +82,9 @@ def copy(tasks: NDArray[Any], status: NDArray[np.int64]) -> None:
     """Coder 0. The other kernels are alike: they fill `status` (one number of `status.py` per task)."""
     for i in range(tasks.size):
         t = tasks[i]
+        if damaged(t):
+            status[i] = WRONG_CHECKSUM
+            continue
         if t.nbytes != t.size:
             status[i] = SIZE_MISMATCH
             continue
@@ -87,6 +97,9 @@ def fill(tasks: NDArray[Any], status: NDArray[np.int64]) -> None:
     """Coder 1."""
     for i in range(tasks.size):
         t = tasks[i]
+        if damaged(t):
+            status[i] = WRONG_CHECKSUM
+            continue
         if t.nbytes != 1:
             status[i] = SIZE_MISMATCH
             continue
@@ -100,6 +113,9 @@ def decode_huffman(tasks: NDArray[Any], status: NDArray[np.int64]) -> None:
     """Coder 4; a table is the 2^11 windows of `huffman.decode`."""
     for i in range(tasks.size):
         t = tasks[i]
+        if damaged(t):
+            status[i] = WRONG_CHECKSUM
+            continue
         out, table = bytes_at(t.out, t.size), numba.carray(words_at(t.table), (2048,))
         status[i] = huffman.decode(bytes_at(t.payload, t.nbytes), table, out)
         if status[i] == OK:
@@ -111,6 +127,9 @@ def decode_ans16(tasks: NDArray[Any], status: NDArray[np.int64]) -> None:
     """Coder 2; a table is 16 frequencies of 16 bits."""
     for i in range(tasks.size):
         t = tasks[i]
+        if damaged(t):
+            status[i] = WRONG_CHECKSUM
+            continue
         out, table = bytes_at(t.out, t.size), numba.carray(words_at(t.table), (16,))
         status[i] = ans_portable.decode_ans16(bytes_at(t.payload, t.nbytes), I(t.streams), table, out)
         if status[i] == OK:
@@ -122,6 +141,9 @@ def decode_ans256(tasks: NDArray[Any], status: NDArray[np.int64]) -> None:
     """Coder 3; a table is 256 frequencies of 16 bits."""
     for i in range(tasks.size):
         t = tasks[i]
+        if damaged(t):
+            status[i] = WRONG_CHECKSUM
+            continue
         out, table = bytes_at(t.out, t.size), numba.carray(words_at(t.table), (256,))
         status[i] = ans_portable.decode_ans256(bytes_at(t.payload, t.nbytes), I(t.streams), table, out)
         if status[i] == OK:
@@ -133,6 +155,9 @@ def decode_split8(tasks: NDArray[Any], status: NDArray[np.int64]) -> None:
     """Coder 5; tables are those of coder 2."""
     for i in range(tasks.size):
         t = tasks[i]
+        if damaged(t):
+            status[i] = WRONG_CHECKSUM
+            continue
         out, table = bytes_at(t.out, t.size), numba.carray(words_at(t.table), (16,))
         status[i] = split8.decode_split8(bytes_at(t.payload, t.nbytes), I(t.streams), table, out)
         if status[i] == OK:
@@ -144,6 +169,9 @@ def decode_short16(tasks: NDArray[Any], status: NDArray[np.int64]) -> None:
     """Coder 8; a table is 16 frequencies of 16 bits."""
     for i in range(tasks.size):
         t = tasks[i]
+        if damaged(t):
+            status[i] = WRONG_CHECKSUM
+            continue
         out, table = bytes_at(t.out, t.size), numba.carray(words_at(t.table), (16,))
         status[i] = decode_lanes(bytes_at(t.payload, t.nbytes), I(t.streams), table, I(12), out)
         if status[i] == OK:
@@ -155,6 +183,9 @@ def decode_short256(tasks: NDArray[Any], status: NDArray[np.int64]) -> None:
     """Coder 9; tables are in the payloads."""
     for i in range(tasks.size):
         t = tasks[i]
+        if damaged(t):
+            status[i] = WRONG_CHECKSUM
+            continue
         out = bytes_at(t.out, t.size)
         status[i] = short256.decode_short256(bytes_at(t.payload, t.nbytes), I(t.streams), out)
         if status[i] == OK:
@@ -166,6 +197,9 @@ def decode_escape16(tasks: NDArray[Any], status: NDArray[np.int64]) -> None:
     """Coder 6; a table is a row of its bank as 32 numbers of 16 bits."""
     for i in range(tasks.size):
         t = tasks[i]
+        if damaged(t):
+            status[i] = WRONG_CHECKSUM
+            continue
         out, table = bytes_at(t.out, t.size), numba.carray(words_at(t.table), (32,))
         status[i] = escape16.decode_escape16(bytes_at(t.payload, t.nbytes), I(t.streams), table, out)
         if status[i] == OK:

@@ -207,7 +207,7 @@ def _call(typing_context: Any, function: Any, data: Any, nbytes: Any) -> Any:
         kind = ir.FunctionType(word, [word, word])
         return b.call(b.inttoptr(values[0], kind.as_pointer()), values[1:])
 
-    return _u64(_i64, _u64, _i64), generate
+    return _u64(_u64, _u64, _u64), generate
 
 
 xxh3_at: Any = intrinsic(_call)  # for kernels: (the address of `xxh3_64`, data, nbytes) -> hash
