@@ -68,23 +68,29 @@ def encode_chunks(
     codes: list[int],
     tables: NDArray[np.uint16],
     room: NDArray[np.uint8],
-    finish: Callable[[int, int, int], Any],
+    finish: Callable[[int, list[int], list[int], list[int]], list[Any]],
     run: RunMap,
 ) -> list[Any]:
     """Code the chunks of a run with a row of tables for each. Returns what `finish` made of each.
 
-    codes: number of codes in each chunk. room: uint8, as large as `packed`, for payloads, each where its chunk is in
-    `packed`. finish(chunk, streams, nbytes of its payload) is called in the thread that coded the chunk; nbytes is 0 if the
-    payload would not be smaller than the chunk, or its row is 0.
+    codes: number of codes in each chunk. room: uint8, as large as `packed`, for payloads, each at the end of where its chunk
+    is in `packed`. finish(first, streams, nbytes, checksums) is called in the thread that coded these chunks, from `first` on;
+    nbytes, of a payload, is 0 if that would not be smaller than the chunk or its row is 0, and -1 if the chunk holds a symbol of
+    frequency 0.
     """
+    from .kernels.xxh3 import xxh3_address
+
     streams = [ANS16.default_streams(n) for n in codes]
     all_streams, nbytes = np.array(streams, np.int64), np.zeros(len(streams), np.int64)
     bound = encoder.memory_bound(int((bounds[1:] - bounds[:-1]).max()), max(streams))
 
+    checksums, xxh3 = np.zeros(len(streams), np.uint64), xxh3_address()
+
     def encode(piece: Piece) -> list[Any]:
         a, b = piece
-        encoder.encode(packed, bounds[a : b + 1], all_streams[a:b], tables[a:b], scratch(bound), room, nbytes[a:b])
-        return [finish(a + i, streams[a + i], n) for i, n in enumerate(nbytes[a:b].tolist())]
+        results = nbytes[a:b], checksums[a:b]
+        encoder.encode(packed, bounds[a : b + 1], all_streams[a:b], tables[a:b], scratch(bound), room, *results, xxh3)
+        return finish(a, streams[a:b], results[0].tolist(), results[1].tolist())
 
     return [result for results in run(encode, pieces_of(bounds, run)) for result in results]
 

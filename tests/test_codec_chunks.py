@@ -307,7 +307,9 @@ def test_what_does_not_decode_is_reported(bits: int, coder: str, monkeypatch: py
 
     def wrong_run(*arguments: Any) -> None:
         nibbles.encode(*arguments)
-        arguments[-2][arguments[-1][0] - 1] ^= 4
+        room, _, checksums, _ = arguments[-4:]
+        room[-1] ^= 4
+        checksums[0] = xxhash.xxh3_64_intdigest(room[-int(arguments[-3][0]) :])
 
     monkeypatch.setattr("qzc.codec.kernels.select.ans_kernels", lambda: right._replace(encode_ans256=wrong))
     monkeypatch.setattr("qzc.codec.nibbles._kernels", lambda: nibbles._replace(encode=wrong_run))

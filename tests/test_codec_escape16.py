@@ -7,6 +7,7 @@ from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
+import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from qzc.codec.histogram import byte_counts
 from qzc.codec.kernels import batch, escape16
 from qzc.codec.kernels.select import ans_kernels, batch_kernels, to_nibbles, vector_kernels
 from qzc.codec.kernels.status import OK
+from qzc.codec.kernels.xxh3 import xxh3_address
 from qzc.codec.model import FrequencyTable
 from qzc.codec.task import TASK
 from tests import reference_coders, reference_encoder
@@ -486,8 +488,10 @@ def test_both_sets_of_kernels_code_runs_alike(share: float) -> None:
     memory, found = np.empty(memory_bound(max(sizes), 4), np.uint8), []
     for module in (escape_run, escape_run_avx2):
         room, nbytes = np.zeros(data.size, np.uint8), np.zeros(len(sizes), np.int64)
-        module.encode(data, bounds, streams, rows, memory, room, nbytes)
-        found.append([room[a : a + n].tobytes() for a, n in zip(bounds[:-1], nbytes, strict=True)])
+        checksums = np.zeros(len(sizes), np.uint64)
+        module.encode(data, bounds, streams, rows, memory, room, nbytes, checksums, xxh3_address())
+        found.append([room[b - n : b].tobytes() for b, n in zip(bounds[1:], nbytes, strict=True)])
+        assert checksums.tolist() == [xxhash.xxh3_64_intdigest(payload) for payload in found[-1]]
     assert found[0] == found[1]
     assert [not payload for payload in found[0]] == [False, True, False, True, False, True]
     for i in (0, 2, 4):

@@ -30,7 +30,9 @@ from .simd import (
     float_d,
     load,
     load_twice,
+    load_u8,
     mask_bits_h,
+    min_b,
     min_h,
     mul_h,
     mul_high_h,
@@ -47,6 +49,7 @@ from .simd import (
     store,
     store_u8,
     store_u16,
+    store_u64,
     sub_f,
     sub_h,
     unpack_high_b,
@@ -60,7 +63,8 @@ _shift4, _shift7, _signs = shift_right_h(4), shift_right_h(7), shift_signed_h(15
 # As the high halves of floats these make 2^23 + l and 2^39 + 2^16 h of low halves l and h.
 _low_float, _high_float, _float_bias = splat_h(0x4B00), splat_h(0x5300), splat_f(2.0**39 + 2.0**23)
 _low_half_d = splat_d(0xFFFF)
-_tables = scratch(6 * 16 + 32)
+_tables = scratch(6 * 16 + 2 * 32)
+_LEAST = 128  # where the tables have 32 bytes for the least frequencies that were looked up
 
 
 NARROW = 181  # largest frequency for `encode_narrow`
@@ -77,28 +81,42 @@ def encode_ans16(
 def encode_narrow(
     packed: NDArray[np.uint8], streams: int, frequencies: NDArray[np.uint16], dst: NDArray[np.uint8]
 ) -> int:
-    return narrow(packed, streams, frequencies, dst)
+    return narrow(packed, streams, frequencies, dst, U(dst.ctypes.data) + U(dst.size), dst.size)
 
 
 @spliced
-def narrow(packed: NDArray[np.uint8], streams: int, frequencies: NDArray[np.uint16], dst: NDArray[np.uint8]) -> int:
+def narrow(
+    packed: NDArray[np.uint8],
+    streams: int,
+    frequencies: NDArray[np.uint16],
+    dst: NDArray[np.uint8],
+    end: U,
+    limit: int,
+) -> int:
     tables = _tables()
     _fill(frequencies, tables)
-    return encode(packed, streams, frequencies, dst, tables, _narrow_steps, _byte)
+    return encode(packed, streams, frequencies, dst, end, limit, tables, _narrow_steps, _byte, _sound)
 
 
 @kernel
 def encode_wide(
     packed: NDArray[np.uint8], streams: int, frequencies: NDArray[np.uint16], dst: NDArray[np.uint8]
 ) -> int:
-    return wide(packed, streams, frequencies, dst)
+    return wide(packed, streams, frequencies, dst, U(dst.ctypes.data) + U(dst.size), dst.size)
 
 
 @spliced
-def wide(packed: NDArray[np.uint8], streams: int, frequencies: NDArray[np.uint16], dst: NDArray[np.uint8]) -> int:
+def wide(
+    packed: NDArray[np.uint8],
+    streams: int,
+    frequencies: NDArray[np.uint16],
+    dst: NDArray[np.uint8],
+    end: U,
+    limit: int,
+) -> int:
     tables = _tables()
     _fill(frequencies, tables)
-    return encode(packed, streams, frequencies, dst, tables, _wide_steps, _byte)
+    return encode(packed, streams, frequencies, dst, end, limit, tables, _wide_steps, _byte, _sound)
 
 
 @inlined
@@ -122,6 +140,16 @@ def _fill(frequencies: NDArray[np.uint16], t: U) -> None:
             start += f
     for i in range(16):
         store_u16(t + U(96 + 2 * i), U(delta))
+    for i in range(4):
+        store_u64(t + U(_LEAST + 8 * i), ~U(0))
+
+
+@inlined
+def _sound(t: U) -> bool:
+    found = 0
+    for i in range(32):
+        found += load_u8(t + U(_LEAST + i)) == U(0)
+    return found == 0
 
 
 @inlined
@@ -177,13 +205,15 @@ def _steps(
         load_twice(t), load_twice(t + U(16)), load_twice(t + U(32)), load_twice(t + U(48)), load_twice(t + U(64)),
         load(t + U(96)),
     )  # fmt: skip
+    least = load(t + U(_LEAST))
     p0, p1, p2, p3 = position[0], position[1], position[2], position[3]
     d0, d1, d2, d3 = source[0], source[1], source[2], source[3]
     at = end
     while at > begin:
         at -= U(LANES)
-        p0, p1, p2, p3 = _step((s, s + STATE), (s + U(2) * STATE, s + U(3) * STATE), p0, p1, p2, p3,
-                               (d0 + at, d1 + at), (d2 + at, d3 + at), tables, quotient, dividend)  # fmt: skip
+        p0, p1, p2, p3, least = _step((s, s + STATE), (s + U(2) * STATE, s + U(3) * STATE), p0, p1, p2, p3, least,
+                                      (d0 + at, d1 + at), (d2 + at, d3 + at), tables, quotient, dividend)  # fmt: skip
+    store(t + U(_LEAST), least)
     position[0], position[1], position[2], position[3] = p0, p1, p2, p3
 
 
@@ -195,15 +225,17 @@ def _step(
     p1: U,
     p2: U,
     p3: U,
+    least: Register,
     source: Register,
     source2: Register,
     t: Register,
     quotient: Function,
     dividend: Function,
-) -> tuple[U, U, U, U]:
+) -> tuple[U, U, U, U, Register]:
     """One step of the streams with states at s[0], s[1] (names a, b) and z[0], z[1] (names c, d)."""
-    low, high, fa, fb, ga, gb, ja, jb, ha, hb, la, lb, na, nb, m = _look_up(s, source, t)
-    low2, high2, fc, fd, gc, gd, jc, jd, hc, hd, lc, ld, nc, nd, m2 = _look_up(z, source2, t)
+    low, high, rare, fa, fb, ga, gb, ja, jb, ha, hb, la, lb, na, nb, m = _look_up(s, source, t)
+    low2, high2, rare2, fc, fd, gc, gd, jc, jd, hc, hd, lc, ld, nc, nd, m2 = _look_up(z, source2, t)
+    least = min_b(least, min_b(min_b(rare[0], rare[1]), min_b(rare2[0], rare2[1])))
     p0 = put_words(p0, m[0], la[0], lb[0])
     p1 = put_words(p1, m[1], la[1], lb[1])
     ua, ub = _divide(s, blend_b(na, ha, la), blend_b(nb, hb, lb), and_not(na, ha), and_not(nb, hb), ja, jb, quotient)
@@ -218,12 +250,12 @@ def _step(
     uc, ud = _encode(uc, ud, fc, fd, low2, t, dividend)
     store(z, uc)
     store(add_u64(z, U(32)), ud)
-    return p0, p1, p2, p3
+    return p0, p1, p2, p3, least
 
 
 @inlined
 def _look_up(s: Register, source: Register, t: Register) -> tuple[Register, ...]:
-    """Nibbles, frequencies, joint frequencies and states, and which states must give up a word."""
+    """Nibbles, the lesser of two frequencies, frequencies, joint frequencies and states, and which states must give up a word."""
     codes = load(source)
     low, high = and_(codes, _nibbles()), and_(_shift4(codes), _nibbles())
     f, g = shuffle_b(t[0], low), shuffle_b(t[0], high)
@@ -232,7 +264,24 @@ def _look_up(s: Register, source: Register, t: Register) -> tuple[Register, ...]
     ja, jb = mul_h(fa, ga), mul_h(fb, gb)
     ha, hb = load(add_u64(s, U(64))), load(add_u64(s, U(96)))
     na, nb = equal_h(min_h(ha, ja), ja), equal_h(min_h(hb, jb), jb)
-    return low, high, fa, fb, ga, gb, ja, jb, ha, hb, load(s), load(add_u64(s, U(32))), na, nb, mask_bits_h(na, nb)
+    return (
+        low,
+        high,
+        min_b(f, g),
+        fa,
+        fb,
+        ga,
+        gb,
+        ja,
+        jb,
+        ha,
+        hb,
+        load(s),
+        load(add_u64(s, U(32))),
+        na,
+        nb,
+        mask_bits_h(na, nb),
+    )
 
 
 @inlined

@@ -145,7 +145,13 @@ def encode_ans256(
     for symbol in range(256):
         store_u32(table + U(4 * symbol), U(I(frequencies[symbol]) | start << 12))
         start += I(frequencies[symbol])
-    return encode(packed, streams, frequencies, dst, table, _encode_steps, _encode_byte)
+    end = U(dst.ctypes.data) + U(dst.size)
+    return encode(packed, streams, frequencies, dst, end, dst.size, table, _encode_steps, _encode_byte, _sound)
+
+
+@inlined
+def _sound(table: U) -> bool:
+    return True  # no caller has tables without the symbols it codes
 
 
 @inlined

@@ -8,7 +8,8 @@ Every module of ANS kernels has these four functions, byte for byte interchangea
     decode_ans256(payload u8[m], streams, frequencies u16[256], out u8[n]) -> status
 
 Encoders expect n >= 1, valid streams and a frequency of at least 1 for every symbol in `packed`; the payload is the
-LAST `nbytes` bytes of `dst`, because words come out backwards. Decoders take any bytes and any number of streams.
+LAST `nbytes` bytes of `dst`, because words come out backwards. `encode_ans16` returns -1 where it meets a symbol of
+frequency 0, except among the last 128 bytes. Decoders take any bytes and any number of streams.
 Frequencies come from a validated table: their sum is 2^8 or 2^12 and each is smaller than that.
 """
 
@@ -176,7 +177,7 @@ def encode_ans16(
     share = stream_share(n, streams)
     x = np.empty((streams, LANES), np.uint64)
     words = np.empty(streams, np.uint64)
-    p = U(dst.size)
+    p, least = U(dst.size), U(1)
     for k in range(streams - 1, -1, -1):
         begin, size = k * share, min(share, n - k * share)
         body = _seed(packed, begin, size, x[k])
@@ -186,13 +187,14 @@ def encode_ans16(
                 v = packed[U(begin + at + lane)]
                 low, high = U(v) & U(15), U(v) >> U(4)
                 y = x[k, U(lane)]
+                least = min(least, f[low] * f[high])
                 y, p = _spill(y, (f[low] * f[high]) << U(16), dst, p)
                 q = (y * reciprocal[high]) >> U(40)
                 y = q << U(8) | (y - q * f[high] + bias[high]) & U(255)
                 q = (y * reciprocal[low]) >> U(40)
                 x[k, U(lane)] = q << U(8) | (y - q * f[low] + bias[low]) & U(255)
         words[k] = (top - p) >> U(1)
-    return dst.size - _put_header(x, words, dst, I(p))
+    return -1 if least == U(0) else dst.size - _put_header(x, words, dst, I(p))
 
 
 @kernel

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .ans_header import HEADER, LANES, I, U, put_sizes, read_sizes, stream_share
+from .ans_header import HEADER, LANES, I, U, read_sizes, stream_share
 from .ans_portable import TAIL
 from .ans_states_avx2 import STATE, copy_states, get_state, pack_states, set_state, unpack_states
 from .jit import inlined, spliced
@@ -36,6 +36,7 @@ from .simd import (
     store_half,
     store_u8,
     store_u16,
+    store_u32,
 )
 from .status import BAD_FINAL_STATE, BAD_PADDING, BAD_STATE, OK, STREAM_EXHAUSTED, STREAM_LEFT_OVER
 
@@ -184,20 +185,27 @@ def encode(
     streams: int,
     frequencies: NDArray[np.uint16],
     dst: NDArray[np.uint8],
+    end: U,
+    limit: int,
     tables: U,
     steps: Function,
     byte: Function,
+    sound: Function,
 ) -> int:
-    """Encode with two functions of the coder.
+    """Encode with three functions of the coder.
 
     steps(begin, end, live, states, position, source, tables) codes bytes end - 1 .. begin (multiples of 32) of four
     streams and moves the positions down; only the first `live` are needed, the others are repetitions of stream 0.
     byte(x, byte, frequencies) -> (x, over, word) codes one byte of one lane; if `over`, the word goes to the stream.
+    sound(tables) tells whether all symbols of all steps had a frequency above 0; if not, the result is -1.
+
+    end: address behind the payload, which may be that behind `dst`, as if the words were moved up. Where it has `limit` bytes
+    or more, only their number is returned.
     """
     n = packed.size
     share = stream_share(n, streams)
     states, data = _states(), U(dst.ctypes.data)
-    end = data + U(dst.size)
+    top = data + U(dst.size)
     position, source = np.empty(GROUP, np.uint64), np.empty(GROUP, np.uint64)
     # Of each stream: address of its words, their number, address of its states.
     begins, words, initial = np.empty(streams, np.uint64), np.empty(streams, np.uint64), np.empty(streams, np.uint64)
@@ -213,7 +221,7 @@ def encode(
                 begin = max(0, size - TAIL) // LANES * LANES
                 source[k] = U(packed.ctypes.data) + U(at)
                 # Words go downwards, in a place of two bytes for each byte of the stream.
-                begins[first + k] = end - U(2 * (n - at - size))
+                begins[first + k] = top - U(2 * (n - at - size))
                 position[k] = _start(
                     states + STATE * U(k), source[k], begin, size, begins[first + k], frequencies, byte
                 )
@@ -225,11 +233,18 @@ def encode(
                 copy_states(states, states + STATE * U(k))
             if begin > stop:
                 steps(U(stop), U(begin), count - 1 + joined, states, position, source, tables)
+        if not sound(tables):
+            return -1  # the states are nothing to be packed
         for k in range(count):
             words[first + k] = (begins[first + k] - position[k]) >> U(1)
             begins[first + k] = position[k]
             # Below all words there is room for the states of every stream.
             initial[first + k] = pack_states(states + STATE * U(k), data + U(HEADER * (first + k + 1)))
+    total = 4 * (streams - 1)
+    for k in range(streams):
+        total += 2 * I(words[k]) + I(data + U(HEADER * (k + 1)) - initial[k])
+    if total >= limit:
+        return total
     for k in range(streams - 1, -1, -1):
         end -= words[k] << U(1)
         _move_up(begins[k], end, words[k] << U(1))
@@ -237,7 +252,9 @@ def encode(
         nbytes = data + U(HEADER * (k + 1)) - initial[k]
         end -= nbytes
         _move_up(initial[k], end, nbytes)
-    return dst.size - put_sizes(words, dst, I(end - data))
+    for k in range(streams - 1):
+        store_u32(end - U(4 * (streams - 1 - k)), words[k])
+    return total
 
 
 @inlined

@@ -93,6 +93,53 @@ def count_nibbles(buffer: NDArray[np.uint8], counts: NDArray[np.int64]) -> None:
     """Add the number of each nibble to `counts` (16)."""
     partial = np.zeros((4, 256), np.int64)
     _count(buffer, 0, buffer.size, partial)
+    _add_nibbles(partial, counts)
+
+
+# Nibbles of buffers of so many bytes are estimated by one block in four: 0.005 % more bytes, with frequencies of 8 bits.
+SAMPLED, EVERY, BLOCK = 1 << 16, 4, 256
+ENDING = (
+    128  # bytes that are always counted: vector kernels code the last ones one by one, and do not look whether they can
+)
+
+
+@inlined
+def block_of_sample(i: int) -> int:
+    """Block i of a sample. Rows of a matrix may be some blocks long: each part of a row comes up."""
+    return EVERY * i + ((i ^ i >> 2 ^ i >> 4 ^ i >> 6) & (EVERY - 1))
+
+
+@inlined
+def estimate_nibbles(buffer: NDArray[np.uint8], counts: NDArray[np.int64]) -> None:
+    """Add the number of each nibble to `counts` (16), of large buffers about that: rare ones may be missed."""
+    partial, sampled = np.zeros((4, 256), np.int64), buffer.size >= SAMPLED
+    for i in range(buffer.size // BLOCK // EVERY if sampled else 0):
+        start = block_of_sample(i) * BLOCK
+        _count(buffer, start, start + BLOCK, partial)
+    if not sampled:
+        _count(buffer, 0, buffer.size, partial)
+    _add_nibbles(partial, counts)
+    if sampled:
+        finish_sample(buffer, counts)
+
+
+@inlined
+def finish_sample(buffer: NDArray[np.uint8], counts: NDArray[np.int64]) -> None:
+    """Let the counts of a sample stand for the whole buffer. At least two of them are above 0."""
+    for i in range(buffer.size - ENDING, buffer.size):
+        counts[buffer[i] & 15] += 1
+        counts[buffer[i] >> 4] += 1
+    kinds, met = 0, 0
+    for s in range(16):
+        counts[s] *= EVERY
+        if counts[s] > 0:
+            kinds, met = kinds + 1, s
+    if kinds == 1:
+        counts[met ^ 1] = 1
+
+
+@inlined
+def _add_nibbles(partial: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
     for j in range(4):
         for byte in range(256):
             counts[byte & 15] += partial[j, byte]

@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 
 from . import ans_portable
 from .ans_header import I, U
-from .batch import copy_bytes
+from .batch import bytes_at, copy_bytes
 from .bits import count_bytes
 from .escape16 import ESCAPE, HEADER, fit, to_nibbles
 from .jit import inlined, kernel
+from .nibble_run import place
+from .xxh3 import xxh3_at
 
 
 @kernel
@@ -98,20 +100,24 @@ def encode(
     memory: NDArray[np.uint8],
     room: NDArray[np.uint8],
     nbytes: NDArray[np.int64],
+    checksums: NDArray[np.uint64],
+    xxh3: int,
 ) -> None:
-    """Encode (coder 6) chunks with rows of tables [chunks, 32] to `room`, each to where it lies in `packed`.
+    """Encode (coder 6) chunks with rows of tables [chunks, 32] to `room`, each to the end of where it lies in `packed`.
 
-    memory: for the largest chunk as many bytes, half as many, and `encoded_bound` of that. Fills `nbytes`: of the payload; 0
-    if it is not smaller than the chunk, and for rows of 0: then `room` is as it was.
+    memory: for the largest chunk as many bytes, half as many, and `encoded_bound` of that. xxh3: `xxh3_address()`. Fills
+    `nbytes`: of the payload; 0 if it is not smaller than the chunk, and for rows of 0; and for payloads `checksums`.
     """
     for i in range(bounds.size - 1):
         nbytes[i] = 0
         if has_table(rows[i]):
-            buffer = packed[bounds[i] : bounds[i + 1]]
+            buffer, end = packed[bounds[i] : bounds[i + 1]], U(room.ctypes.data) + U(bounds[i + 1])
             escaped, nibbles, target = parts(memory, buffer.size)
             number = to_nibbles(buffer, rows[i], nibbles, escaped)
             size = ans_portable.encode_ans16(nibbles, streams[i], rows[i, :16], target)
-            nbytes[i] = join(escaped, number, target, size, room, bounds[i], buffer.size)
+            place(target, size, end, buffer.size - HEADER - number)
+            nbytes[i] = join(escaped, number, size, end, buffer.size)
+            checksums[i] = xxh3_at(U(xxh3), end - U(nbytes[i]), U(nbytes[i]))
 
 
 @inlined
@@ -130,22 +136,14 @@ def parts(memory: NDArray[np.uint8], size: int) -> tuple[NDArray[np.uint8], NDAr
 
 
 @inlined
-def join(
-    escaped: NDArray[np.uint8],
-    number: int,
-    target: NDArray[np.uint8],
-    size: int,
-    room: NDArray[np.uint8],
-    at: int,
-    limit: int,
-) -> int:
-    """Put the payload together. Returns its size, or 0 if that is not below the limit."""
+def join(escaped: NDArray[np.uint8], number: int, size: int, end: U, limit: int) -> int:
+    """Put what comes in front of the symbols' `size` bytes, which end at `end`. Returns the payload's size, or 0 if not below."""
     total = HEADER + number + size
     if total >= limit:
         return 0
+    begin = end - U(total)
+    head = bytes_at(begin, HEADER)
     for k in range(HEADER):
-        room[at + k] = number >> (8 * k) & 255
-    out = U(room.ctypes.data) + U(at + HEADER)
-    copy_bytes(out, U(escaped.ctypes.data), U(number))
-    copy_bytes(out + U(number), U(target.ctypes.data) + U(target.size - size), U(size))
+        head[k] = number >> (8 * k) & 255
+    copy_bytes(begin + U(HEADER), U(escaped.ctypes.data), U(number))
     return total

@@ -6,12 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .ans16_encode_avx2 import NARROW, narrow, wide
+from .ans_header import U
 from .bits import count_bytes, sample_bytes
-from .escape16 import ESCAPE
+from .escape16 import ESCAPE, HEADER
 from .escape16_avx2 import to_nibbles
 from .escape_run import has_table, join, likely_bytes, parts
 from .jit import kernel
 from .nibbles_avx2 import count_nibbles
+from .xxh3 import xxh3_at
 
 _SMALL = 1 << 15  # bytes: below it a sample costs too much
 _PIECES, _PIECE = 8, 256  # the sample
@@ -65,9 +67,11 @@ def encode(
     memory: NDArray[np.uint8],
     room: NDArray[np.uint8],
     nbytes: NDArray[np.int64],
+    checksums: NDArray[np.uint64],
+    xxh3: int,
 ) -> None:
     encode_any = _encode_narrow if rows[:, :16].max() <= NARROW else _encode_wide
-    encode_any(packed, bounds, streams, rows, memory, room, nbytes)
+    encode_any(packed, bounds, streams, rows, memory, room, nbytes, checksums, xxh3)
 
 
 @kernel
@@ -79,15 +83,19 @@ def _encode_narrow(
     memory: NDArray[np.uint8],
     room: NDArray[np.uint8],
     nbytes: NDArray[np.int64],
+    checksums: NDArray[np.uint64],
+    xxh3: int,
 ) -> None:
     for i in range(bounds.size - 1):
         nbytes[i] = 0
         if has_table(rows[i]):
-            buffer = packed[bounds[i] : bounds[i + 1]]
-            escaped, nibbles, target = parts(memory, buffer.size)
+            buffer, end = packed[bounds[i] : bounds[i + 1]], U(room.ctypes.data) + U(bounds[i + 1])
+            escaped, nibbles, memory_left = parts(memory, buffer.size)
             number = to_nibbles(buffer, rows[i], nibbles, escaped)
-            size = narrow(nibbles, streams[i], rows[i, :16], target)
-            nbytes[i] = join(escaped, number, target, size, room, bounds[i], buffer.size)
+            limit = buffer.size - HEADER - number
+            size = narrow(nibbles, streams[i], rows[i, :16], memory_left, end, limit)
+            nbytes[i] = join(escaped, number, size, end, buffer.size)
+            checksums[i] = xxh3_at(U(xxh3), end - U(nbytes[i]), U(nbytes[i]))
 
 
 @kernel
@@ -99,12 +107,16 @@ def _encode_wide(
     memory: NDArray[np.uint8],
     room: NDArray[np.uint8],
     nbytes: NDArray[np.int64],
+    checksums: NDArray[np.uint64],
+    xxh3: int,
 ) -> None:
     for i in range(bounds.size - 1):
         nbytes[i] = 0
         if has_table(rows[i]):
-            buffer = packed[bounds[i] : bounds[i + 1]]
-            escaped, nibbles, target = parts(memory, buffer.size)
+            buffer, end = packed[bounds[i] : bounds[i + 1]], U(room.ctypes.data) + U(bounds[i + 1])
+            escaped, nibbles, memory_left = parts(memory, buffer.size)
             number = to_nibbles(buffer, rows[i], nibbles, escaped)
-            size = wide(nibbles, streams[i], rows[i, :16], target)
-            nbytes[i] = join(escaped, number, target, size, room, bounds[i], buffer.size)
+            limit = buffer.size - HEADER - number
+            size = wide(nibbles, streams[i], rows[i, :16], memory_left, end, limit)
+            nbytes[i] = join(escaped, number, size, end, buffer.size)
+            checksums[i] = xxh3_at(U(xxh3), end - U(nbytes[i]), U(nbytes[i]))

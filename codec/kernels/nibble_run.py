@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from . import ans_portable
 from .ans_header import I, U
 from .batch import copy_bytes
-from .bits import count_nibbles
+from .bits import estimate_nibbles
 from .jit import inlined, kernel
+from .xxh3 import xxh3_at
 
 # A sample: 4 KB in 8 pieces, of chunks that are at least twice as large. What pairs seem to save is 0.2 % too much in one of
 # them, for rare values are seen too often or not at all, and a table of bytes costs more; in eight it is 0.02 %.
@@ -27,13 +28,13 @@ def survey(
     samples: NDArray[np.int64],
     varied: NDArray[np.uint8],
 ) -> None:
-    """Count nibbles (`counts` [chunks, 16]) and a sample of the bytes ([chunks, 256]); whether not all bytes are the same.
+    """Count nibbles (`counts` [chunks, 16], see `estimate_nibbles`) and a sample of the bytes ([chunks, 256]).
 
-    Counts are added to what the arrays hold.
+    Both are zeros before. varied: whether not all bytes are the same.
     """
     for i in range(bounds.size - 1):
         buffer = packed[bounds[i] : bounds[i + 1]]
-        count_nibbles(buffer, counts[i])
+        estimate_nibbles(buffer, counts[i])
         varied[i] = sample(buffer, samples[i])
 
 
@@ -64,18 +65,22 @@ def encode(
     memory: NDArray[np.uint8],
     room: NDArray[np.uint8],
     nbytes: NDArray[np.int64],
+    checksums: NDArray[np.uint64],
+    xxh3: int,
 ) -> None:
-    """Encode (coder 2) chunks with frequencies [chunks, 16] to `room`, each to where it lies in `packed`.
+    """Encode (coder 2) chunks with frequencies [chunks, 16] to `room`, each to the end of where it lies in `packed`.
 
-    memory: `encoded_bound` of the largest chunk. Fills `nbytes`: of the payload; 0 if it is not smaller than the chunk, and
-    for frequencies of 0: then `room` is as it was.
+    memory: `encoded_bound` of the largest chunk. xxh3: `xxh3_address()`. Fills `nbytes`: of the payload; 0 if it is not smaller
+    than the chunk, and for frequencies of 0; -1 if a nibble of frequency 0 occurs; and for payloads `checksums`.
     """
     for i in range(bounds.size - 1):
         nbytes[i] = 0
         if coded(frequencies[i]):
-            buffer = packed[bounds[i] : bounds[i + 1]]
+            buffer, end = packed[bounds[i] : bounds[i + 1]], U(room.ctypes.data) + U(bounds[i + 1])
             size = ans_portable.encode_ans16(buffer, streams[i], frequencies[i], memory)
-            nbytes[i] = place(memory, size, room, bounds[i], buffer.size)
+            place(memory, size, end, buffer.size)
+            nbytes[i] = finished(size, buffer.size)
+            checksums[i] = xxh3_at(U(xxh3), end - U(nbytes[i]), U(nbytes[i]))
 
 
 @inlined
@@ -88,8 +93,12 @@ def coded(frequencies: NDArray[np.uint16]) -> bool:
 
 
 @inlined
-def place(memory: NDArray[np.uint8], size: int, room: NDArray[np.uint8], at: int, limit: int) -> int:
-    if size >= limit:
-        return 0
-    copy_bytes(U(room.ctypes.data) + U(at), U(memory.ctypes.data) + U(memory.size - size), U(size))
-    return size
+def place(memory: NDArray[np.uint8], size: int, end: U, limit: int) -> None:
+    """Copy a payload from the end of `memory` to where `end` is behind it, if it is below the limit."""
+    if 0 < size < limit:
+        copy_bytes(end - U(size), U(memory.ctypes.data) + U(memory.size - size), U(size))
+
+
+@inlined
+def finished(size: int, limit: int) -> int:
+    return size if size < limit else 0

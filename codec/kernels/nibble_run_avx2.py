@@ -6,9 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .ans16_encode_avx2 import NARROW, narrow, wide
+from .ans_header import U
 from .jit import kernel
-from .nibble_run import coded, place, sample
-from .nibbles_avx2 import count_nibbles
+from .nibble_run import coded, finished, sample
+from .nibbles_avx2 import estimate_nibbles
+from .xxh3 import xxh3_at
 
 
 @kernel
@@ -21,7 +23,7 @@ def survey(
 ) -> None:
     for i in range(bounds.size - 1):
         buffer = packed[bounds[i] : bounds[i + 1]]
-        count_nibbles(buffer, counts[i])
+        estimate_nibbles(buffer, counts[i])
         varied[i] = sample(buffer, samples[i])
 
 
@@ -33,9 +35,11 @@ def encode(
     memory: NDArray[np.uint8],
     room: NDArray[np.uint8],
     nbytes: NDArray[np.int64],
+    checksums: NDArray[np.uint64],
+    xxh3: int,
 ) -> None:
     encode_any = _encode_narrow if frequencies.max() <= NARROW else _encode_wide
-    encode_any(packed, bounds, streams, frequencies, memory, room, nbytes)
+    encode_any(packed, bounds, streams, frequencies, memory, room, nbytes, checksums, xxh3)
 
 
 @kernel
@@ -47,13 +51,15 @@ def _encode_narrow(
     memory: NDArray[np.uint8],
     room: NDArray[np.uint8],
     nbytes: NDArray[np.int64],
+    checksums: NDArray[np.uint64],
+    xxh3: int,
 ) -> None:
     for i in range(bounds.size - 1):
         nbytes[i] = 0
         if coded(frequencies[i]):
-            buffer = packed[bounds[i] : bounds[i + 1]]
-            size = narrow(buffer, streams[i], frequencies[i], memory)
-            nbytes[i] = place(memory, size, room, bounds[i], buffer.size)
+            buffer, end = packed[bounds[i] : bounds[i + 1]], U(room.ctypes.data) + U(bounds[i + 1])
+            nbytes[i] = finished(narrow(buffer, streams[i], frequencies[i], memory, end, buffer.size), buffer.size)
+            checksums[i] = xxh3_at(U(xxh3), end - U(nbytes[i]), U(nbytes[i]))
 
 
 @kernel
@@ -65,10 +71,12 @@ def _encode_wide(
     memory: NDArray[np.uint8],
     room: NDArray[np.uint8],
     nbytes: NDArray[np.int64],
+    checksums: NDArray[np.uint64],
+    xxh3: int,
 ) -> None:
     for i in range(bounds.size - 1):
         nbytes[i] = 0
         if coded(frequencies[i]):
-            buffer = packed[bounds[i] : bounds[i + 1]]
-            size = wide(buffer, streams[i], frequencies[i], memory)
-            nbytes[i] = place(memory, size, room, bounds[i], buffer.size)
+            buffer, end = packed[bounds[i] : bounds[i + 1]], U(room.ctypes.data) + U(bounds[i + 1])
+            nbytes[i] = finished(wide(buffer, streams[i], frequencies[i], memory, end, buffer.size), buffer.size)
+            checksums[i] = xxh3_at(U(xxh3), end - U(nbytes[i]), U(nbytes[i]))

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .ans_header import I, U
+from .bits import BLOCK, EVERY, SAMPLED, block_of_sample, finish_sample
 from .jit import inlined, kernel
 from .simd import (
     Register,
@@ -29,7 +30,6 @@ from .simd import (
     xor,
 )
 
-_BLOCK = 256  # bytes: as many as make one bit of 16
 _first, _second = constant_b([1 << s for s in range(8)] + [0] * 8), constant_b([0] * 8 + [1 << s for s in range(8)])
 _nibbles, _zero, _ones = splat_b(15), splat_b(0), splat_b(1)
 _shift1, _shift4 = shift_right_h(1), shift_right_h(4)
@@ -43,19 +43,33 @@ _counters, _sums, _left = (
 @kernel
 def count_nibbles(buffer: NDArray[np.uint8], counts: NDArray[np.int64]) -> None:
     """Signature and duties: see `bits`."""
+    _count(buffer, False, counts)
+
+
+@inlined
+def estimate_nibbles(buffer: NDArray[np.uint8], counts: NDArray[np.int64]) -> None:
+    """Signature and duties: see `bits`."""
+    sampled = buffer.size >= SAMPLED
+    _count(buffer, sampled, counts)
+    if sampled:
+        finish_sample(buffer, counts)
+
+
+@inlined
+def _count(buffer: NDArray[np.uint8], sampled: bool, counts: NDArray[np.int64]) -> None:
     counters, sums = _counters(), _sums()
     for s in range(16):
         store(sums + U(32 * s), _zero())
         store(counters + U(32 * s), _zero())
-    source = U(buffer.ctypes.data)
+    data = U(buffer.ctypes.data)
     zero = (_zero(), _zero())
     ones, twos, fours, eights = zero, zero, zero, zero
-    blocks = buffer.size // _BLOCK
+    blocks = buffer.size // BLOCK // (EVERY if sampled else 1)
     for first in range(0, blocks, 255):  # what a counter can hold
-        for _ in range(first, min(first + 255, blocks)):
+        for i in range(first, min(first + 255, blocks)):
+            source = data + U(BLOCK) * U(block_of_sample(i) if sampled else i)
             ones, twos, fours, eights, carry = _sixteen(source, ones, twos, fours, eights)
             _take_apart(carry, counters)
-            source += U(_BLOCK)
         _flush(counters, sums)
     _collect(sums, 16, counts)
     left = _left()  # what no carry has taken away
@@ -71,7 +85,7 @@ def count_nibbles(buffer: NDArray[np.uint8], counts: NDArray[np.int64]) -> None:
         _take_apart((load(left + U(64 * k)), load(left + U(64 * k + 32))), counters)
         _flush(counters, sums)
         _collect(sums, 1 << k, counts)
-    for i in range(blocks * _BLOCK, buffer.size):
+    for i in range(buffer.size if sampled else blocks * BLOCK, buffer.size):
         counts[buffer[i] & 15] += 1
         counts[buffer[i] >> 4] += 1
 

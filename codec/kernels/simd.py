@@ -285,6 +285,7 @@ def shift_left_h(bits: int) -> Any:
 
 
 min_h = _op(_v, [_v, _v], _asm("vpminuw"))  # unsigned
+min_b = _op(_v, [_v, _v], _asm("vpminub"))  # unsigned
 
 add_d = _op(_v, [_v, _v], lambda b, x, y: b.add(x, y))
 sub_d = _op(_v, [_v, _v], lambda b, x, y: b.sub(x, y))
