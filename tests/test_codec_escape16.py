@@ -491,7 +491,7 @@ def test_both_sets_of_kernels_code_runs_alike(share: float) -> None:
         checksums = np.zeros(len(sizes), np.uint64)
         module.encode(data, bounds, streams, rows, memory, room, nbytes, checksums, xxh3_address())
         found.append([room[b - n : b].tobytes() for b, n in zip(bounds[1:], nbytes, strict=True)])
-        assert checksums.tolist() == [xxhash.xxh3_64_intdigest(payload) for payload in found[-1]]
+        assert all(checksums[i] == xxhash.xxh3_64_intdigest(found[-1][i]) for i in np.flatnonzero(nbytes))
     assert found[0] == found[1]
     assert [not payload for payload in found[0]] == [False, True, False, True, False, True]
     for i in (0, 2, 4):

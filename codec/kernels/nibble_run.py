@@ -39,12 +39,17 @@ def survey(
 
 
 @inlined
+def piece_start(buffer: NDArray[np.uint8], i: int, pieces: int, size: int) -> int:
+    return (buffer.size - size) * i // max(1, pieces - 1)
+
+
+@inlined
 def sample(buffer: NDArray[np.uint8], counts: NDArray[np.int64]) -> int:
     """Count some bytes; returns whether not all of the buffer are the same."""
     pieces, size = (PIECES, PIECE) if buffer.size >= 2 * PIECES * PIECE else (1, buffer.size)
     different, first = 0, buffer[0]
     for i in range(pieces):
-        start = (buffer.size - size) * i // max(1, pieces - 1)
+        start = piece_start(buffer, i, pieces, size)
         for at in range(start, start + size):
             byte = buffer[U(at)]
             counts[byte] += 1

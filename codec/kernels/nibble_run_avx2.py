@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 from .ans16_encode_avx2 import NARROW, narrow, wide
 from .ans_header import U
 from .jit import kernel
-from .nibble_run import coded, finished, sample
+from .nibble_run import PIECE, PIECES, coded, finished, piece_start, sample
 from .nibbles_avx2 import estimate_nibbles
+from .simd import prefetch
 from .xxh3 import xxh3_at
 
 
@@ -23,6 +24,10 @@ def survey(
 ) -> None:
     for i in range(bounds.size - 1):
         buffer = packed[bounds[i] : bounds[i + 1]]
+        for k in range(PIECES):  # of the sample, by the time that it is taken
+            start = U(buffer.ctypes.data) + U(piece_start(buffer, k, PIECES, PIECE))
+            for line in range(0, PIECE, 64):
+                prefetch(start + U(line))
         estimate_nibbles(buffer, counts[i])
         varied[i] = sample(buffer, samples[i])
 

@@ -21,6 +21,7 @@ from .simd import (
     constant_b,
     load,
     load_u64,
+    prefetch,
     scratch,
     shift_right_h,
     shuffle_b,
@@ -30,6 +31,7 @@ from .simd import (
     xor,
 )
 
+_AHEAD = 8  # blocks
 _first, _second = constant_b([1 << s for s in range(8)] + [0] * 8), constant_b([0] * 8 + [1 << s for s in range(8)])
 _nibbles, _zero, _ones = splat_b(15), splat_b(0), splat_b(1)
 _shift1, _shift4 = shift_right_h(1), shift_right_h(4)
@@ -67,7 +69,11 @@ def _count(buffer: NDArray[np.uint8], sampled: bool, counts: NDArray[np.int64]) 
     blocks = buffer.size // BLOCK // (EVERY if sampled else 1)
     for first in range(0, blocks, 255):  # what a counter can hold
         for i in range(first, min(first + 255, blocks)):
-            source = data + U(BLOCK) * U(block_of_sample(i) if sampled else i)
+            source = data + U(BLOCK * (block_of_sample(i) if sampled else i))
+            if sampled:  # too irregular for the CPU to see it coming
+                ahead = data + U(BLOCK * block_of_sample(i + _AHEAD))
+                for line in range(0, BLOCK, 64):
+                    prefetch(ahead + U(line))
             ones, twos, fours, eights, carry = _sixteen(source, ones, twos, fours, eights)
             _take_apart(carry, counters)
         _flush(counters, sums)
