@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -78,21 +79,20 @@ def encode_chunks(
     nbytes, of a payload, is 0 if that would not be smaller than the chunk or its row is 0, and -1 if the chunk holds a symbol of
     frequency 0.
     """
-    from .kernels.xxh3 import xxh3_address
-
-    streams = [ANS16.default_streams(n) for n in codes]
-    all_streams, nbytes = np.array(streams, np.int64), np.zeros(len(streams), np.int64)
-    bound = encoder.memory_bound(int((bounds[1:] - bounds[:-1]).max()), max(streams))
-
-    checksums, xxh3 = np.zeros(len(streams), np.uint64), xxh3_address()
+    streams, places, xxh3 = [ANS16.default_streams(n) for n in codes], bounds.tolist(), _xxh3_address()
+    bound = encoder.memory_bound(max([b - a for a, b in pairwise(places)]), max(streams))
 
     def encode(piece: Piece) -> list[Any]:
         a, b = piece
-        results = nbytes[a:b], checksums[a:b]
-        encoder.encode(packed, bounds[a : b + 1], all_streams[a:b], tables[a:b], scratch(bound), room, *results, xxh3)
-        return finish(a, streams[a:b], results[0].tolist(), results[1].tolist())
+        mine, nbytes, checksums = streams[a:b], np.empty(b - a, np.int64), np.empty(b - a, np.uint64)
+        arrays = np.array(mine, np.int64), tables[a:b], scratch(bound), room, nbytes, checksums
+        encoder.encode(packed, bounds[a : b + 1], *arrays, xxh3)
+        return finish(a, mine, nbytes.tolist(), checksums.tolist())
 
-    return [result for results in run(encode, pieces_of(bounds, run)) for result in results]
+    pieces = pieces_of(bounds, run)
+    if len(pieces) == 1:
+        return encode(pieces[0])
+    return [result for results in run(encode, pieces) for result in results]
 
 
 def pieces_of(bounds: NDArray[np.int64], run: RunMap) -> list[Piece]:
@@ -106,6 +106,13 @@ def pieces_of(bounds: NDArray[np.int64], run: RunMap) -> list[Piece]:
             pieces.append((first, i))
             first = i
     return pieces
+
+
+@cache
+def _xxh3_address() -> int:
+    from .kernels.xxh3 import xxh3_address
+
+    return xxh3_address()
 
 
 class _Kernels(NamedTuple):

@@ -13,7 +13,7 @@ from qzc.codec import nibbles
 from qzc.codec.chunks import EncodedChunk, decode_chunk, encode_run, plan_chunks
 from qzc.codec.histogram import nibble_counts
 from qzc.codec.kernels import bits
-from qzc.codec.kernels.bits import BLOCK, ENDING, EVERY, SAMPLED
+from qzc.codec.kernels.bits import BLOCK, ENDING, SAMPLED, SAMPLED_LESS
 from qzc.codec.kernels.select import batch_kernels, nibble_run, vector_kernels
 from qzc.codec.model import FrequencyTable
 from qzc.threads import thread_map
@@ -37,8 +37,8 @@ def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def sampled() -> NDArray[np.bool_]:
     """Which bytes of a chunk of 2^18 codes are looked at, but for the last ones."""
     blocks = np.zeros((1 << 17) // BLOCK, bool)
-    blocks[[block_of_sample(i) for i in range(blocks.size // EVERY)]] = True
-    assert blocks.sum() == blocks.size // EVERY
+    blocks[[block_of_sample(i, 3) for i in range(blocks.size // 8)]] = True
+    assert blocks.sum() == blocks.size // 8
     return np.repeat(blocks, BLOCK)
 
 
@@ -56,12 +56,12 @@ def decoded(chunks: list[EncodedChunk], packed: NDArray[np.uint8]) -> NDArray[np
     return out
 
 
-def test_each_part_of_a_row_comes_up() -> None:
-    """Rows of 1 to 64 blocks: a quarter of the looks goes to each quarter, about."""
+@pytest.mark.parametrize("shift", [0, 2, 3])
+def test_each_part_of_a_row_comes_up(shift: int) -> None:
     for row in (2, 3, 4, 6, 8, 12, 16, 24, 32, 64):
-        places = np.array([block_of_sample(i) % row for i in range(1024 * row // EVERY)])
+        places = np.array([block_of_sample(i, shift) % row for i in range(1024 * row >> shift)])
         found = np.bincount(places, minlength=row)
-        assert found.min() > 0.7 * found.mean() and found.max() < 1.3 * found.mean(), row
+        assert found.min() > 0.9 * found.mean() and found.max() < 1.1 * found.mean(), row
 
 
 @pytest.mark.parametrize("where", ["outside", "inside", "end", "several", "first"])
@@ -112,12 +112,13 @@ def test_all_kernels_and_threads_make_the_same_bytes(monkeypatch: pytest.MonkeyP
     assert all(chunks == found[0] for chunks in found)
 
 
-def test_a_sample_costs_next_to_nothing() -> None:
+@pytest.mark.parametrize("least", [SAMPLED, SAMPLED_LESS])
+def test_a_sample_costs_next_to_nothing(least: int) -> None:
     packed = packed_run(4, 0, 15, 2.5)
     size = exact = 0
-    plan = plan_chunks(CODES, 4)
-    assert all((b - a) // 2 >= SAMPLED for a, b in plan)
-    for chunk, (a, b) in zip(encode_run(packed, CODES, 4, "ans"), plan, strict=True):
+    plan = plan_chunks(CODES, 4, 2 * least)
+    assert all(least <= (b - a) // 2 < 2 * least for a, b in plan[:-1])
+    for chunk, (a, b) in zip(encode_run(packed, CODES, 4, "ans", 2 * least), plan, strict=True):
         counts = nibble_counts(packed[a // 2 : b // 2])
         size += FrequencyTable.from_bytes(chunk.table, 16).cost_bits(counts)
         exact += FrequencyTable.from_counts(counts, 8).cost_bits(counts)

@@ -47,18 +47,14 @@ def piece_start(buffer: NDArray[np.uint8], i: int, pieces: int, size: int) -> in
 def sample(buffer: NDArray[np.uint8], counts: NDArray[np.int64]) -> int:
     """Count some bytes; returns whether not all of the buffer are the same."""
     pieces, size = (PIECES, PIECE) if buffer.size >= 2 * PIECES * PIECE else (1, buffer.size)
-    different, first = 0, buffer[0]
     for i in range(pieces):
         start = piece_start(buffer, i, pieces, size)
         for at in range(start, start + size):
-            byte = buffer[U(at)]
-            counts[byte] += 1
-            different |= byte ^ first
-    at = 1
-    while different == 0 and at < buffer.size:
-        different |= buffer[U(at)] ^ first
-        at += 1
-    return 1 if different else 0
+            counts[buffer[U(at)]] += 1
+    for at in range(1, buffer.size):
+        if buffer[U(at)] != buffer[0]:
+            return 1
+    return 0
 
 
 @kernel

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .ans_header import I, U
-from .bits import BLOCK, EVERY, SAMPLED, block_of_sample, finish_sample
+from .bits import BLOCK, block_of_sample, finish_sample, sampling
 from .jit import inlined, kernel
 from .simd import (
     Register,
@@ -45,20 +45,20 @@ _counters, _sums, _left = (
 @kernel
 def count_nibbles(buffer: NDArray[np.uint8], counts: NDArray[np.int64]) -> None:
     """Signature and duties: see `bits`."""
-    _count(buffer, False, counts)
+    _count(buffer, 0, counts)
 
 
 @inlined
 def estimate_nibbles(buffer: NDArray[np.uint8], counts: NDArray[np.int64]) -> None:
     """Signature and duties: see `bits`."""
-    sampled = buffer.size >= SAMPLED
-    _count(buffer, sampled, counts)
-    if sampled:
-        finish_sample(buffer, counts)
+    shift = sampling(buffer.size)
+    _count(buffer, shift, counts)
+    if shift > 0:
+        finish_sample(buffer, shift, counts)
 
 
 @inlined
-def _count(buffer: NDArray[np.uint8], sampled: bool, counts: NDArray[np.int64]) -> None:
+def _count(buffer: NDArray[np.uint8], shift: int, counts: NDArray[np.int64]) -> None:
     counters, sums = _counters(), _sums()
     for s in range(16):
         store(sums + U(32 * s), _zero())
@@ -66,12 +66,12 @@ def _count(buffer: NDArray[np.uint8], sampled: bool, counts: NDArray[np.int64]) 
     data = U(buffer.ctypes.data)
     zero = (_zero(), _zero())
     ones, twos, fours, eights = zero, zero, zero, zero
-    blocks = buffer.size // BLOCK // (EVERY if sampled else 1)
+    blocks = buffer.size // BLOCK >> shift
     for first in range(0, blocks, 255):  # what a counter can hold
         for i in range(first, min(first + 255, blocks)):
-            source = data + U(BLOCK * (block_of_sample(i) if sampled else i))
-            if sampled:  # too irregular for the CPU to see it coming
-                ahead = data + U(BLOCK * block_of_sample(i + _AHEAD))
+            source = data + U(BLOCK * block_of_sample(i, shift))
+            if shift > 0:  # too irregular for the CPU to see it coming
+                ahead = data + U(BLOCK * block_of_sample(i + _AHEAD, shift))
                 for line in range(0, BLOCK, 64):
                     prefetch(ahead + U(line))
             ones, twos, fours, eights, carry = _sixteen(source, ones, twos, fours, eights)
@@ -91,7 +91,7 @@ def _count(buffer: NDArray[np.uint8], sampled: bool, counts: NDArray[np.int64]) 
         _take_apart((load(left + U(64 * k)), load(left + U(64 * k + 32))), counters)
         _flush(counters, sums)
         _collect(sums, 1 << k, counts)
-    for i in range(buffer.size if sampled else blocks * BLOCK, buffer.size):
+    for i in range(blocks * BLOCK if shift == 0 else buffer.size, buffer.size):
         counts[buffer[i] & 15] += 1
         counts[buffer[i] >> 4] += 1
 

@@ -171,6 +171,8 @@ popcount = _op(_u64, [_u64], lambda b, x: b.ctpop(x))
 log2_u64 = _op(
     _u64, [_u64], lambda b, x: b.sub(_I64(63), b.ctlz(x, ir.Constant(ir.IntType(1), 1)))
 )  # down; of 1 and more
+
+
 def _prefetch(b: Any, address: Any) -> None:
     b.call(ir.InlineAsm(ir.FunctionType(ir.VoidType(), [_I64]), "prefetcht0 ($0)", "r", True), [address])
 
