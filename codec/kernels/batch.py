@@ -60,7 +60,7 @@ def bytes_at(address: Any, count: Any) -> Any:
 @inlined
 def damaged(t: Any) -> bool:
     """Whether a payload has another checksum than its task says."""
-    return t.xxh3 != U(0) and xxh3_at(t.xxh3, t.payload, t.nbytes) != t.checksum
+    return bool(t.xxh3 != U(0) and xxh3_at(t.xxh3, t.payload, t.nbytes) != t.checksum)
 
 
 @inlined

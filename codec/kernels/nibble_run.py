@@ -30,12 +30,12 @@ def survey(
 ) -> None:
     """Count nibbles (`counts` [chunks, 16], see `estimate_nibbles`) and a sample of the bytes ([chunks, 256]).
 
-    Both are zeros before. varied: whether not all bytes are the same.
+    Both are zeros before. varied: 0 where all bytes are the same; else for how many bytes each stands that has been counted.
     """
     for i in range(bounds.size - 1):
         buffer = packed[bounds[i] : bounds[i + 1]]
-        estimate_nibbles(buffer, counts[i])
-        varied[i] = sample(buffer, samples[i])
+        weight = estimate_nibbles(buffer, counts[i])
+        varied[i] = weight * sample(buffer, samples[i])
 
 
 @inlined

@@ -28,8 +28,8 @@ def survey(
             start = U(buffer.ctypes.data) + U(piece_start(buffer, k, PIECES, PIECE))
             for line in range(0, PIECE, 64):
                 prefetch(start + U(line))
-        estimate_nibbles(buffer, counts[i])
-        varied[i] = sample(buffer, samples[i])
+        weight = estimate_nibbles(buffer, counts[i])
+        varied[i] = weight * sample(buffer, samples[i])
 
 
 def encode(

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .ans_header import I, U
-from .bits import BLOCK, block_of_sample, finish_sample, sampling
+from .bits import BLOCK, block_of_sample, sampling, stands_for_all
 from .jit import inlined, kernel
 from .simd import (
     Register,
@@ -49,12 +49,14 @@ def count_nibbles(buffer: NDArray[np.uint8], counts: NDArray[np.int64]) -> None:
 
 
 @inlined
-def estimate_nibbles(buffer: NDArray[np.uint8], counts: NDArray[np.int64]) -> None:
+def estimate_nibbles(buffer: NDArray[np.uint8], counts: NDArray[np.int64]) -> int:
     """Signature and duties: see `bits`."""
     shift = sampling(buffer.size)
-    _count(buffer, shift, counts)
-    if shift > 0:
-        finish_sample(buffer, shift, counts)
+    while True:
+        _count(buffer, shift, counts)
+        if shift == 0 or stands_for_all(buffer, shift, counts):
+            return 1 << shift
+        shift = 0
 
 
 @inlined
