@@ -142,7 +142,8 @@ def stands_for_all(buffer: NDArray[np.uint8], shift: int, counts: NDArray[np.int
     for s in range(16):
         most, total = max(most, counts[s]), total + counts[s]
     if shift == 0 or 4 * most > total:
-        counts[:] = 0
+        for s in range(16):
+            counts[s] = 0
         return False
     for i in range(buffer.size - ENDING, buffer.size):
         counts[buffer[i] & 15] += 1
