@@ -26,7 +26,7 @@ PIECE_NBYTES = 1 << 22
 _ALONE = 16  # times as many for one thread: between calls it can be interrupted
 _LAST = 6  # A piece is at most a part of this number of what is left, so that threads end at about the same time.
 
-_OUT, _XXH3 = (TASK.names.index(name) if TASK.names else 0 for name in ("out", "xxh3"))
+OUT, _XXH3 = (TASK.names.index(name) if TASK.names else 0 for name in ("out", "xxh3"))
 
 
 class CodedFile:
@@ -71,6 +71,11 @@ class CodedFile:
         """Of each chunk: where its bytes begin and end in the file, and their checksum."""
         ends = self.index.offsets + self.index.rows["nbytes"]
         return self.index.offsets.tolist(), ends.tolist(), self.index.rows["checksum"].tolist()
+
+    @cached_property
+    def lists(self) -> tuple[list[int], list[int], list[int]]:
+        """Of each chunk: its coder, the position of its first code in its plane, and the size of its packed buffer."""
+        return self.index.rows["coder"].tolist(), self.index.starts.tolist(), self.index.sizes.tolist()
 
 
 # For codes of 0 .. 8 bits the bits of a packed byte that none of them may have set.
@@ -225,7 +230,7 @@ def _plan_file(file: CodedFile, parts: Sequence[Part]) -> Tasks:
             chunks, outs = np.concatenate([chunks, more_chunks]), np.concatenate([outs, more_outs])
             alive += more_alive
     tasks = file.tasks[chunks]
-    tasks[:, _OUT] = outs
+    tasks[:, OUT] = outs
     stored = tuple(i for part in parts if isinstance(part, StoredPlane) for i in file.index.plane(part.number))
     return Tasks(file, chunks, tasks, (*alive, file), stored)
 
@@ -250,7 +255,7 @@ def _check_stored(file: CodedFile, chunks: tuple[int, ...], run: RunMap) -> None
 
     for chunk, wrong in zip(chunks, run(differs, chunks), strict=True):
         if wrong:
-            raise _error(file, chunk, WRONG_CHECKSUM)
+            raise chunk_error(file, chunk, WRONG_CHECKSUM)
 
 
 def _run(work: Tasks, run: RunMap) -> None:
@@ -273,7 +278,7 @@ def _run(work: Tasks, run: RunMap) -> None:
         in_order = np.empty_like(status)
         in_order[order] = status
         first = int(np.flatnonzero(in_order != OK)[0])
-        raise _error(work.file, int(work.chunks[first]), int(in_order[first]))
+        raise chunk_error(work.file, int(work.chunks[first]), int(in_order[first]))
 
 
 def _pieces(coders: list[int], sizes: list[int], run: RunMap) -> list[tuple[int, int, int]]:
@@ -291,7 +296,7 @@ def _pieces(coders: list[int], sizes: list[int], run: RunMap) -> list[tuple[int,
     return [*pieces, (coders[start], start, len(coders))]
 
 
-def _error(file: CodedFile, chunk: int, status: int) -> CorruptionError:
+def chunk_error(file: CodedFile, chunk: int, status: int) -> CorruptionError:
     what = MESSAGES[status]
     if status == CODE_TOO_LARGE:
         what = f"a code is larger than {(1 << int(file.index.bits[chunk])) - 1}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -17,10 +18,11 @@ from .code_order import Classes, code_order, run_ranges
 from .delta import restore
 from .dequantize import float_dtype
 from .errors import CorruptionError, InvalidArgumentError
+from .joined import JoinedTensor, can_join, run_joined
 from .packing import pack_codes, slice_packed, unpack_codes
 from .pages import empty, shared_pages
 from .planes import Plane, byte_planes, grid_planes
-from .records import Records, join, join_jobs, split
+from .records import Records, is_plain, join, join_jobs, split
 from .run_map import RunMap
 from .scaled_palette import SCALES
 from .tensor import QuantizationArgs, QuantizedTensor, matrix_shape, packed_nbytes
@@ -69,19 +71,25 @@ class CodedBytes:
 
 @dataclass(frozen=True)
 class Decoding:
-    """What has to be decoded; the independent calls that are due afterwards; and what there is then."""
+    """What has to be decoded; the independent calls that are due afterwards; and what there is then.
+
+    joined: a tensor that is decoded beside that, without parts and jobs of its own.
+    """
 
     parts: Sequence[Part]
     jobs: Callable[[], list[Callable[[], None]]]
     finish: Callable[[], Any]
+    joined: JoinedTensor | None = None
 
 
 def decode(decodings: Iterable[Decoding], run: RunMap = map) -> list[Any]:
     """Carry out decodings as one parallel job over all chunks. Raises CorruptionError."""
     with shared_pages():
         pending = list(decodings)  # where they are planned here, their memory is that of the pieces
-        run_tasks(plan_tasks([part for decoding in pending for part in decoding.parts]), run)
-        for _ in run(_call, [job for decoding in pending for job in decoding.jobs()]):
+        apart = [tensor.apart() for tensor in run_joined([d.joined for d in pending if d.joined is not None], run)]
+        work = [*((decoding.parts, decoding.jobs) for decoding in pending), *apart]
+        run_tasks(plan_tasks([part for parts, _ in work for part in parts]), run)
+        for _ in run(_call, [job for _, jobs in work for job in jobs()]):
             pass
         return [decoding.finish() for decoding in pending]
 
@@ -190,24 +198,35 @@ def bytes_decoding(
     result = _buffer(out, stop - start)
     buffer = result if exact else empty(high - low)
     first, last = low // coded.records.nbytes, high // coded.records.nbytes
-    if coded.palette:
-        parts, jobs = _palette_parts(coded, first, last, buffer)
-    else:
-        whole = last - first == coded.nbytes // coded.records.nbytes
-        parts = fields = _fields(coded.file, coded.first, coded.records, first, last, whole)
-
-        def jobs() -> list[Callable[[], None]]:
-            planes = [field.finish() for field in fields]
-            if coded.base is not None:
-                planes = _add_base(coded, planes, coded.base())
-            return join_jobs(planes, coded.records, buffer)
+    whole = last - first == coded.nbytes // coded.records.nbytes
 
     def finish() -> NDArray[np.uint8]:
         if not exact:
             result[:] = buffer[start - low : stop - low]
         return result
 
-    return Decoding(parts, jobs, finish)
+    if coded.palette:
+        return Decoding(*_palette_parts(coded, first, last, buffer), finish)
+    if whole and coded.base is None and is_plain(coded.records):
+        return Decoding([WholePlane(coded.file, coded.first, buffer)], list, finish)
+    if whole and coded.base is None and can_join(coded.records):
+        apart = partial(_field_parts, coded, first, last, buffer, whole)
+        return Decoding((), list, finish, JoinedTensor(coded.file, coded.first, coded.records, buffer, apart))
+    return Decoding(*_field_parts(coded, first, last, buffer, whole), finish)
+
+
+def _field_parts(
+    coded: CodedBytes, first: int, last: int, buffer: NDArray[np.uint8], whole: bool
+) -> tuple[list[Part], Callable[[], list[Callable[[], None]]]]:
+    fields = _fields(coded.file, coded.first, coded.records, first, last, whole)
+
+    def jobs() -> list[Callable[[], None]]:
+        planes = [field.finish() for field in fields]
+        if coded.base is not None:
+            planes = _add_base(coded, planes, coded.base())
+        return join_jobs(planes, coded.records, buffer)
+
+    return fields, jobs
 
 
 def _palette_parts(

@@ -96,7 +96,7 @@ def split(data: NDArray[np.uint8], records: Records) -> list[NDArray[np.uint8]]:
     [[0], [15], [7]]
     """
     sizes = records.plane_nbytes(data.size)
-    if _is_plain(records):
+    if is_plain(records):
         return [data.reshape(-1)]
     planes = [np.empty(size, np.uint8) for size in sizes]
     for job in split_jobs(data, records, planes):
@@ -112,7 +112,7 @@ def split_jobs(
     if any(not plane.flags.writeable for plane in planes):
         raise InvalidArgumentError("the planes to fill must be writable")
     source = read_only(data)
-    if _is_plain(records):
+    if is_plain(records):
         return [
             partial(np.copyto, planes[0][a : a + JOB_NBYTES], source[a : a + JOB_NBYTES])
             for a in range(0, source.size, JOB_NBYTES)
@@ -150,7 +150,7 @@ def join_jobs(
     if out.dtype != np.uint8 or not out.flags.c_contiguous or not out.flags.writeable:
         raise InvalidArgumentError("out must be writable C-contiguous uint8")
     target = out.reshape(-1)
-    if _is_plain(records):
+    if is_plain(records):
         return [
             partial(np.copyto, target[a : a + JOB_NBYTES], planes[0][a : a + JOB_NBYTES])
             for a in range(0, target.size, JOB_NBYTES)
@@ -160,7 +160,7 @@ def join_jobs(
     return [partial(_run, "join", planes, records, target, *place) for place in _places(target.size, records)]
 
 
-def _is_plain(records: Records) -> bool:
+def is_plain(records: Records) -> bool:
     """Whether the only plane is the tensor itself: 8 bits are 2 nibbles in both."""
     (bits, _), *more = records.fields
     return not more and bits in (1, 2, 4, 8) and not records.rotate and records.interleave is None
@@ -192,7 +192,7 @@ def _run(
     from .kernels import records as record_words
 
     addresses = np.array([plane.ctypes.data for plane in planes], np.uint64)
-    fields, words = _kernel_fields(records)
+    fields, words = kernel_fields(records)
     if words:
         kernel = record_words.join_words if what == "join" else record_words.split_words
         kernel(fields, addresses, data, begin, end, records.rotate)
@@ -203,7 +203,7 @@ def _run(
 
 
 @lru_cache(maxsize=256)
-def _kernel_fields(records: Records) -> tuple[NDArray[np.int64], bool]:
+def kernel_fields(records: Records) -> tuple[NDArray[np.int64], bool]:
     """The fields as kernels take them, and whether the loops for words can do them."""
     offset, rows = 0, []
     for (bits, count), width in zip(records.fields, records.widths, strict=True):

@@ -153,7 +153,7 @@ class Reader:
             data = self.raw(target)
             return Decoding((), list, lambda: view(data if span is None else data[span[0] : span[1]]))
         decoding = bytes_decoding(self._parts.coded_bytes(target), span)
-        return Decoding(decoding.parts, decoding.jobs, lambda: view(decoding.finish()))
+        return Decoding(decoding.parts, decoding.jobs, lambda: view(decoding.finish()), decoding.joined)
 
     def raw(self, name: str, run: RunMap = map) -> NDArray[np.uint8]:
         """The bytes of a tensor that is not quantized, uint8 [bytes], checked: a view of the file where it has them."""
