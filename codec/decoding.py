@@ -18,7 +18,7 @@ from .code_order import Classes, code_order, run_ranges
 from .delta import restore
 from .dequantize import float_dtype
 from .errors import CorruptionError, InvalidArgumentError
-from .joined import JoinedTensor, can_join, run_joined
+from .joined import JoinedTensor, run_joined
 from .packing import pack_codes, slice_packed, unpack_codes
 from .pages import empty, shared_pages
 from .planes import Plane, byte_planes, grid_planes
@@ -209,7 +209,7 @@ def bytes_decoding(
         return Decoding(*_palette_parts(coded, first, last, buffer), finish)
     if whole and coded.base is None and is_plain(coded.records):
         return Decoding([WholePlane(coded.file, coded.first, buffer)], list, finish)
-    if whole and coded.base is None and can_join(coded.records):
+    if whole and coded.base is None and coded.records.are_words:
         apart = partial(_field_parts, coded, first, last, buffer, whole)
         return Decoding((), list, finish, JoinedTensor(coded.file, coded.first, coded.records, buffer, apart))
     return Decoding(*_field_parts(coded, first, last, buffer, whole), finish)

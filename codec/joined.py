@@ -70,11 +70,6 @@ def run_joined(tensors: Sequence[JoinedTensor], run: RunMap = map) -> list[Joine
     return left
 
 
-def can_join(records: Records) -> bool:
-    """Whether tensors of such records can be a JoinedTensor."""
-    return kernel_fields(records)[1]
-
-
 class _Pieces:
     """Pieces of tensors of a file that have the same records; item p of each list is of piece p.
 
@@ -204,7 +199,7 @@ class _Pieces:
         from .kernels.records import join_words
         from .kernels.select import batch_kernels
 
-        kernels, fields, rotate = batch_kernels(), kernel_fields(self._records)[0], self._records.rotate
+        kernels, fields, rotate = batch_kernels(), kernel_fields(self._records), self._records.rotate
         memory = scratch(self._room + _ALIGNMENT)
         at = np.uint64(-(-memory.ctypes.data // _ALIGNMENT) * _ALIGNMENT)
         addresses = self._addresses[first:stop] + self._from_memory[first:stop] * at

@@ -1,7 +1,8 @@
 """Memory for what is decoded: many tensors in few large pieces, which the system can back with large pages.
 
-A page that is touched for the first time costs as much as decoding its bytes. NumPy asks for large pages (2 MB instead of 4 KB)
-for arrays of 4 MB and more only, but most tensors are smaller.
+A page that is touched for the first time costs more than decoding its bytes: 4 KB as much as 10 KB. NumPy asks for large pages
+(2 MB) for arrays of 4 MB and more only, and they cannot begin anywhere: an array that begins where one does has up to 500 small
+ones less.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 PIECE_NBYTES = 1 << 24
-LARGE_NBYTES = 1 << 22  # NumPy asks for large pages itself
-FEW_NBYTES = 1 << 20  # so much is taken array by array: one small tensor must not keep a piece alive
+LARGE_NBYTES = 1 << 22  # NumPy asks for large pages
+PAGE_NBYTES = 1 << 21  # a large one
+FEW_NBYTES = 1 << 18  # so much, and the first array, is taken array by array: one small tensor must not keep a piece alive
 ALIGNMENT = 64
 
 
@@ -27,14 +29,24 @@ class _Pieces:
         self.rest = np.empty(0, np.uint8)
 
     def take(self, nbytes: int) -> NDArray[np.uint8]:
+        first = not self.taken
         self.taken += nbytes
-        if nbytes >= LARGE_NBYTES or self.taken <= FEW_NBYTES:
-            return np.empty(nbytes, np.uint8)
+        if nbytes >= LARGE_NBYTES or first or self.taken <= FEW_NBYTES:
+            return on_large_pages(nbytes)
         if nbytes > self.rest.size:
-            self.rest = np.empty(PIECE_NBYTES, np.uint8)
-            self.rest = self.rest[-self.rest.ctypes.data % ALIGNMENT :]
+            self.rest = on_large_pages(PIECE_NBYTES)
         found, self.rest = self.rest[:nbytes], self.rest[-(-nbytes // ALIGNMENT) * ALIGNMENT :]
         return found
+
+
+def on_large_pages(nbytes: int) -> NDArray[np.uint8]:
+    """Like `np.empty`: uint8 `[nbytes]`, which begins where a large page does if NumPy asks for these."""
+    if nbytes < LARGE_NBYTES:
+        return np.empty(nbytes, np.uint8)
+    # The last page is large where the array is, too: what is more than the array is then a small share of it.
+    more = 2 * PAGE_NBYTES if nbytes >= PIECE_NBYTES else PAGE_NBYTES
+    memory = np.empty(nbytes + more, np.uint8)
+    return memory[-memory.ctypes.data % PAGE_NBYTES :][:nbytes]
 
 
 _pieces: ContextVar[_Pieces | None] = ContextVar("pieces", default=None)
@@ -53,4 +65,4 @@ def shared_pages() -> Iterator[None]:
 def empty(nbytes: int) -> NDArray[np.uint8]:
     """Like `np.empty`: uint8 `[nbytes]`."""
     pieces = _pieces.get()
-    return np.empty(nbytes, np.uint8) if pieces is None else pieces.take(nbytes)
+    return on_large_pages(nbytes) if pieces is None else pieces.take(nbytes)

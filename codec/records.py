@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +67,19 @@ class Records:
     def widths(self) -> tuple[int, ...]:
         """Bits per code in each packed plane: the field's bits rounded up to 1, 2, 4 or 8."""
         return tuple(1 << (bits - 1).bit_length() for bits, _ in self.fields)
+
+    @cached_property
+    def are_words(self) -> bool:
+        """Whether they are numbers of 1, 2, 4 or 8 bytes whose fields are one code each, or whole bytes."""
+        offsets = accumulate((bits * count for bits, count in self.fields), initial=0)
+        return (
+            self.nbytes in ROTATABLE
+            and self.interleave is None
+            and all(
+                count == 1 or (bits == 8 and offset % 8 == 0)
+                for (bits, count), offset in zip(self.fields, offsets, strict=False)
+            )
+        )
 
     @property
     def span(self) -> int:
@@ -192,8 +206,8 @@ def _run(
     from .kernels import records as record_words
 
     addresses = np.array([plane.ctypes.data for plane in planes], np.uint64)
-    fields, words = kernel_fields(records)
-    if words:
+    fields = kernel_fields(records)
+    if records.are_words:
         kernel = record_words.join_words if what == "join" else record_words.split_words
         kernel(fields, addresses, data, begin, end, records.rotate)
         return
@@ -203,17 +217,12 @@ def _run(
 
 
 @lru_cache(maxsize=256)
-def kernel_fields(records: Records) -> tuple[NDArray[np.int64], bool]:
-    """The fields as kernels take them, and whether the loops for words can do them."""
+def kernel_fields(records: Records) -> NDArray[np.int64]:
+    """The fields as kernels take them."""
     offset, rows = 0, []
     for (bits, count), width in zip(records.fields, records.widths, strict=True):
         rows.append((offset, bits, count, width))
         offset += bits * count
-    words = (
-        records.nbytes in ROTATABLE
-        and records.interleave is None
-        and all(count == 1 or (bits == 8 and offset % 8 == 0) for offset, bits, count, _ in rows)
-    )
     fields = np.array(rows, np.int64)
     fields.flags.writeable = False
-    return fields, words
+    return fields

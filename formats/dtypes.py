@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING, Any, cast
 
@@ -85,6 +86,7 @@ def tensor_nbytes(dtype: str, shape: tuple[int, ...]) -> int:
     return nbytes
 
 
+@lru_cache(64)
 def numpy_dtype(dtype: str) -> np.dtype[Any] | None:
     """The NumPy dtype of a safetensors dtype, little-endian; None if there is none (F4, F6, unknown names)."""
     import numpy as np

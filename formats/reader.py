@@ -132,16 +132,17 @@ class Reader:
 
     def array_decoding(self, name: str, rows: slice | None = None) -> Decoding:
         """What `array` has to do for a tensor that is not quantized."""
-        info = self.info(name)
-        target, dtype = self._stored(name, quantized=False), numpy_dtype(info.dtype)
-        span, shape = None, info.shape
+        target = self._stored(name, quantized=False)
+        source = self.profile.coded.get(target) or self._members[target]
+        dtype, shape = numpy_dtype(source.dtype), source.shape
+        span = None
         if len(shape) > MAX_DIMENSIONS and dtype is not None:
             raise UnsupportedError(
                 f"{self.path}: tensor {name!r} has {len(shape)} dimensions; NumPy has at most {MAX_DIMENSIONS}"
             )
         if rows is not None:
             if dtype is None:
-                raise InvalidArgumentError(f"tensor {name!r} has dtype {info.dtype}: its rows cannot be cut")
+                raise InvalidArgumentError(f"tensor {name!r} has dtype {source.dtype}: its rows cannot be cut")
             start, stop = self.row_range(name, rows)
             row = self.tensor_nbytes(name) // shape[0] if shape[0] else 0
             span, shape = (start * row, stop * row), (stop - start, *shape[1:])
