@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from qzc.analysis.speed import take_turns
 from qzc.codec.chunks import CHUNK_CODES
 from qzc.codec.decoding import decode
+from qzc.codec.pages import shared_pages
 from qzc.formats.dtypes import file_bytes
 from qzc.formats.profile import Profile
 from qzc.formats.reader import Reader
@@ -91,10 +92,11 @@ def ours(
 
     def encode() -> dict[str, Any]:
         coded = {}
-        for name, raw in tensors.items():
-            plan = plan_lossless(raw, dtype)
-            if plan:
-                coded[name] = plan, encode_lossless(raw, plan, "ans", CHUNK_CODES, verify=False)[0]
+        with shared_pages():
+            for name, raw in tensors.items():
+                plan = plan_lossless(raw, dtype)
+                if plan:
+                    coded[name] = plan, encode_lossless(raw, plan, "ans", CHUNK_CODES, verify=False)[0]
         return coded
 
     coded = encode()

@@ -21,6 +21,7 @@ from .escape_run import escape_encoder, run_counts
 from .histogram import byte_counts, nibble_counts
 from .model import FrequencyTable
 from .nibbles import ChunkEncoder, encode_chunks, nibble_encoder, nibble_tables
+from .pages import empty
 from .raw import RAW
 from .run_map import RunMap
 from .short16 import PRECISION as SHORT_PRECISION
@@ -112,6 +113,7 @@ def encode_run(
     verify: bool = True,
     extra: float = EXTRA,
     pairs: bool = True,
+    room: NDArray[np.uint8] | None = None,
 ) -> list[EncodedChunk]:
     """Code a packed run (uint8 `[packed_nbytes(codes, storage_bits)]`) with `ans`, `huffman` or `raw`.
 
@@ -121,7 +123,8 @@ def encode_run(
     of one chunk are coded by short16 and short256, where that is smaller by more than `extra`, or the others too inexact.
     Each chunk gets its own frequency table or shares one with others of the run, whichever makes the sum of payloads
     and tables smaller. A chunk whose bytes are all the same becomes constant, one that would not shrink stays raw.
-    `run` maps a function over pieces of the run, in threads if it likes; the result does not depend on it.
+    `run` maps a function over pieces of the run, in threads if it likes; the result does not depend on it. Payloads are parts of `packed`,
+    or of `room` (uint8, as large; by default fresh memory).
 
     Raises InvalidArgumentError for bad arguments, VerificationError if a chunk does not decode to what was coded.
     """
@@ -129,10 +132,14 @@ def encode_run(
         raise InvalidArgumentError(f"{codes} codes of {storage_bits} bits do not fill a buffer of shape {packed.shape}")
     coder = coder_for(choice, storage_bits)
     plan = plan_chunks(codes, storage_bits, chunk_codes)
+    source = read_only(packed)
+    if coder is RAW:
+        return [
+            _chunk(b - a, RAW, 0, b"", source[a * storage_bits // 8 : packed_nbytes(b, storage_bits)]) for a, b in plan
+        ]
     # Payloads of a run lie in one piece of memory, each where its codes lie in the packed run: the allocator keeps such a
     # piece for the next run, while small ones go back to the system, and new pages cost as much as filling them.
-    room = np.empty(packed.size, np.uint8)
-    source = read_only(packed)
+    room = empty(packed.size) if room is None else room
     if coder is ANS16 and len(plan) == 1 and packed.size < (SHORT_NBYTES if pairs else SHORT_NIBBLES):
         return _encode_short(source, codes, storage_bits, room, pairs, verify)
     places = [0, *[packed_nbytes(b, storage_bits) for _, b in plan]]

@@ -6,7 +6,7 @@ its bytes split into planes, or the numbers of its few values and these values.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -19,9 +19,11 @@ from .code_order import Classes, code_order, run_sizes
 from .delta import DIFFERENCE, XOR, differ
 from .errors import InvalidArgumentError
 from .packing import pack_codes, unpack_codes
-from .records import Records, split
+from .pages import ALIGNMENT, empty
+from .records import Records, is_plain, split, split_jobs
 from .run_map import RunMap
 from .scaled_palette import SCALES, ScaledPalette
+from .scratch import workspace
 from .tensor import QuantizationArgs, QuantizedTensor, matrix_shape, packed_nbytes
 
 MAX_CHUNK_CODES = 1 << 24  # so that a small file cannot ask for much memory at once
@@ -140,9 +142,9 @@ def encode_bytes(
     """
     codings = [_Coding(coder, chunk_codes, run, verify, FAST_EXTRA) for coder in coders]
     planes = byte_planes(data.size, records)
-    parts = zip(codings, planes, split(data, records), strict=True)
     if base is None:
-        return EncodedTensor(planes, tuple(coding.plane(plane, part) for coding, plane, part in parts), records)
+        return EncodedTensor(planes, _encode_planes(data, records, planes, codings), records)
+    parts = zip(codings, planes, split(data, records), strict=True)
     if base.size != data.size:
         raise InvalidArgumentError(f"the base has {base.size} bytes, the tensor {data.size}")
     chunks = tuple(
@@ -150,6 +152,39 @@ def encode_bytes(
         for (coding, plane, part), theirs in zip(parts, split(base, records), strict=True)
     )
     return EncodedTensor(planes, chunks, records)
+
+
+def _encode_planes(
+    data: NDArray[np.uint8], records: Records, planes: Sequence[Plane], codings: Sequence[_Coding]
+) -> tuple[tuple[EncodedChunk, ...], ...]:
+    """What is not coded is kept as it is split off; all else passes through memory that is used again and again."""
+    if is_plain(records):
+        return (codings[0].plane(planes[0], data.reshape(-1)),)
+    sizes = records.plane_nbytes(data.size)
+    coded = [0 if coding.coder == "raw" else size for coding, size in zip(codings, sizes, strict=True)]
+    ends = np.cumsum([-(-size // ALIGNMENT) * ALIGNMENT for size in (*coded, max(coded))]).tolist()
+    memory = workspace(ends[-1])
+    room = memory[ends[-2] :]
+    parts = [
+        memory[end - -(-size // ALIGNMENT) * ALIGNMENT :][:size] if size else empty(nbytes)
+        for size, end, nbytes in zip(coded, ends, sizes, strict=False)
+    ]
+    for _ in codings[0].run(_call, split_jobs(data, records, parts)):
+        pass
+    chunks: list[tuple[EncodedChunk, ...]] = []
+    for coding, plane, part, size in zip(codings, planes, parts, coded, strict=True):
+        if size:
+            chunks.append(tuple(_kept(chunk) for chunk in coding.plane(plane, part, room[:size])))
+        else:
+            chunks.append(coding.plane(plane, part))
+    return tuple(chunks)
+
+
+def _kept(chunk: EncodedChunk) -> EncodedChunk:
+    """A chunk with a payload of its own."""
+    payload = empty(len(chunk.payload))
+    payload[:] = chunk.payload
+    return replace(chunk, payload=payload.data)
 
 
 def encode_palette(
@@ -207,16 +242,19 @@ class _Coding:
         if not 1 <= self.chunk_codes <= MAX_CHUNK_CODES // 2:
             raise InvalidArgumentError(f"chunk_codes is {self.chunk_codes}; it may be 1 to {MAX_CHUNK_CODES // 2}")
 
-    def plane(self, plane: Plane, packed: NDArray[np.uint8]) -> tuple[EncodedChunk, ...]:
-        """packed: its runs one after another, each from a byte of its own on."""
+    def plane(
+        self, plane: Plane, packed: NDArray[np.uint8], room: NDArray[np.uint8] | None = None
+    ) -> tuple[EncodedChunk, ...]:
+        """packed: its runs one after another, each from a byte of its own on. room: see `encode_run`."""
         chunks: list[EncodedChunk] = []
         at = 0
         for count in plane.runs:
             nbytes = packed_nbytes(count, plane.width)
             part = packed[at : at + nbytes]
             chunks += encode_run(
-                part, count, plane.width, self.coder, self.chunk_codes, self.run, self.verify, self.extra, self.pairs
-            )
+                part, count, plane.width, self.coder, self.chunk_codes, self.run, self.verify, self.extra, self.pairs,
+                None if room is None else room[at : at + nbytes],
+            )  # fmt: skip
             at += nbytes
         return tuple(chunks)
 
@@ -283,3 +321,7 @@ def _in_code_order(tensor: QuantizedTensor) -> NDArray[np.uint8]:
 
 def _one_run(bits: int, count: int) -> Plane:
     return Plane(bits, (count,) if count else ())
+
+
+def _call(job: Callable[[], None]) -> None:
+    job()

@@ -7,12 +7,27 @@ from threading import local
 import numpy as np
 from numpy.typing import NDArray
 
+from .pages import on_large_pages
+
+MAX_NBYTES = 1 << 26  # of what is kept
+
 _thread = local()
 
 
 def scratch(nbytes: int) -> NDArray[np.uint8]:
     """`nbytes` bytes with any content, uint8 `[nbytes]`; the next call of the same thread gives the same ones again."""
-    memory: NDArray[np.uint8] | None = getattr(_thread, "memory", None)
+    return _kept("memory", nbytes)
+
+
+def workspace(nbytes: int) -> NDArray[np.uint8]:
+    """The same with other bytes: for what calls `scratch` while it uses them."""
+    return _kept("workspace", nbytes)
+
+
+def _kept(name: str, nbytes: int) -> NDArray[np.uint8]:
+    memory: NDArray[np.uint8] | None = getattr(_thread, name, None)
     if memory is None or memory.size < nbytes:
-        memory = _thread.memory = np.empty(nbytes, np.uint8)
+        memory = on_large_pages(nbytes)
+        if nbytes <= MAX_NBYTES:
+            setattr(_thread, name, memory)
     return memory[:nbytes]
