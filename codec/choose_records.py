@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,7 +88,7 @@ def choose(
     data = data.reshape(-1)
     size = FLOATS.get(dtype) or INTEGERS.get(dtype) or 1
     size = size if data.size % size == 0 else 1
-    options = [_by_lanes(data, Records(((8, 1),) * size, dtype in FLOATS), sample_nbytes)]
+    options = [_by_lanes(data, _records(((8, 1),) * size, dtype in FLOATS), sample_nbytes)]
     values = find_palette(data, size, max(1, min(MAX_VALUES if size > 1 else 16, data.size // (4 * size))))
     if values is not None:
         options.append(_by_palette(data, values, sample_nbytes))
@@ -143,10 +144,16 @@ def _by_lanes(data: NDArray[np.uint8], lanes: Records, sample_nbytes: int) -> tu
         for field in _cut(counts, codes, sampled):
             merged = _merge(fields[-1], field, codes, sampled) if fields else None
             fields[-1:] = [merged] if merged else [*fields[-1:], field]
-    records = Records(tuple((field.bits, field.count) for field in fields), lanes.rotate)
+    records = _records(tuple((field.bits, field.count) for field in fields), lanes.rotate)
     if len(fields) == 1:  # all bytes alike: their order does not matter
-        records = Records(((8, 1),) if fields[0].bits == 8 else ((4, 2),))
+        records = _records(((8, 1),) if fields[0].bits == 8 else ((4, 2),), False)
     return _choice(records, [field.cost for field in fields])
+
+
+@lru_cache(64)
+def _records(fields: tuple[tuple[int, int], ...], rotate: bool) -> Records:
+    """The same object for all tensors: what hangs on it is found out once."""
+    return Records(fields, rotate)
 
 
 def _choice(records: Records, costs: list[_Cost]) -> tuple[float, Choice]:

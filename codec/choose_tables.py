@@ -69,24 +69,20 @@ def _own_or_shared(coder: Coder, counts: list[NDArray[np.int64]], run: RunMap) -
 
 def likely_rows(counts: NDArray[np.int64], extra: float) -> NDArray[np.uint16] | None:
     """Tables of escape16 for a run of bytes if it is clear, without fitting others, that `choose_tables` would take it."""
+    from .kernels.entropies import entropies
+
     coded = np.count_nonzero(counts, axis=1) > 1
-    some = counts[coded]
+    some = counts if coded.all() else counts[coded]
     if not len(some):
         return None
     cost, rows = escape_tables(some)
     cost = (cost + ESCAPES_BITS * len(some)) * (1 + MARGIN)
     # No table comes below the entropy.
-    if cost > _entropy_bits(some) * (1 + extra):
+    whole, halves, total = entropies(some, SPLIT_SHIFT)
+    if cost > whole * (1 + extra) or cost > halves + RAW_BITS * total + 8 * SPLIT8.table_nbytes:
         return None
-    halves = np.roll(some, SPLIT_SHIFT, axis=1).reshape(-1, 16, 16).sum(axis=2)
-    if cost > _entropy_bits(halves) + RAW_BITS * int(some.sum()) + 8 * SPLIT8.table_nbytes:
-        return None
+    if len(some) == len(counts):
+        return rows
     found = np.zeros((len(counts), rows.shape[1]), np.uint16)
     found[coded] = rows
     return found
-
-
-def _entropy_bits(counts: NDArray[np.int64]) -> float:
-    """Of all rows, each by itself: bits of all its symbols together."""
-    totals = counts.sum(axis=1)
-    return float((totals * np.log2(totals)).sum() - (counts * np.log2(np.maximum(counts, 1))).sum())

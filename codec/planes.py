@@ -162,13 +162,12 @@ def _encode_planes(
         return (codings[0].plane(planes[0], data.reshape(-1)),)
     sizes = records.plane_nbytes(data.size)
     coded = [0 if coding.coder == "raw" else size for coding, size in zip(codings, sizes, strict=True)]
-    ends = np.cumsum([-(-size // ALIGNMENT) * ALIGNMENT for size in (*coded, max(coded))]).tolist()
-    memory = workspace(ends[-1])
-    room = memory[ends[-2] :]
-    parts = [
-        memory[end - -(-size // ALIGNMENT) * ALIGNMENT :][:size] if size else empty(nbytes)
-        for size, end, nbytes in zip(coded, ends, sizes, strict=False)
-    ]
+    places = [-(-size // ALIGNMENT) * ALIGNMENT for size in coded]
+    memory = workspace(sum(places) + max(coded))
+    room, parts = memory[sum(places) :], []
+    for size, nbytes, place in zip(coded, sizes, places, strict=True):
+        parts.append(memory[:size] if size else empty(nbytes))
+        memory = memory[place:]
     for _ in codings[0].run(_call, split_jobs(data, records, parts)):
         pass
     chunks: list[tuple[EncodedChunk, ...]] = []

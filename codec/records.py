@@ -133,7 +133,8 @@ def split_jobs(
         ]
     if records.interleave is None and is_small(records.fields, records.nbytes, source.size):
         return [partial(split_words, source, records.fields, records.rotate, planes)]
-    return [partial(_run, "split", planes, records, source, *place) for place in _places(source.size, records)]
+    kernel = _kernel("split", planes, records)
+    return [partial(kernel, source, *place) for place in _places(source.size, records)]
 
 
 def join(planes: Sequence[NDArray[np.uint8]], records: Records, out: NDArray[np.uint8], first: int = 0) -> None:
@@ -171,7 +172,8 @@ def join_jobs(
         ]
     if records.interleave is None and is_small(records.fields, records.nbytes, target.size):
         return [partial(join_words, planes, records.fields, records.rotate, target)]
-    return [partial(_run, "join", planes, records, target, *place) for place in _places(target.size, records)]
+    kernel = _kernel("join", planes, records)
+    return [partial(kernel, target, *place) for place in _places(target.size, records)]
 
 
 def is_plain(records: Records) -> bool:
@@ -194,26 +196,26 @@ def _places(nbytes: int, records: Records) -> list[tuple[int, int]]:
     return [(begin, min(begin + step, count)) for begin in range(0, count, step)]
 
 
-def _run(
-    what: str,
-    planes: Sequence[NDArray[np.uint8]],
-    records: Records,
-    data: NDArray[np.uint8],
-    begin: int,
-    end: int,
-) -> None:
+def _kernel(
+    what: str, planes: Sequence[NDArray[np.uint8]], records: Records
+) -> Callable[[NDArray[np.uint8], int, int], None]:
+    """What does `what` for records `begin .. end - 1` of a tensor's bytes."""
     from .kernels import record_fields
     from .kernels import records as record_words
 
     addresses = np.array([plane.ctypes.data for plane in planes], np.uint64)
-    fields = kernel_fields(records)
-    if records.are_words:
-        kernel = record_words.join_words if what == "join" else record_words.split_words
-        kernel(fields, addresses, data, begin, end, records.rotate)
-        return
-    unit, lanes = records.interleave or (0, 0)
+    fields, rotate, (unit, lanes) = kernel_fields(records), records.rotate, records.interleave or (0, 0)
+    words = record_words.join_words if what == "join" else record_words.split_words
     loop = record_fields.join_fields if what == "join" else record_fields.split_fields
-    loop(fields, addresses, data, begin, end, records.rotate, unit, lanes)
+
+    def run(data: NDArray[np.uint8], begin: int, end: int) -> None:
+        assert planes  # alive, for the kernels have their addresses
+        if records.are_words:
+            words(fields, addresses, data, begin, end, rotate)
+        else:
+            loop(fields, addresses, data, begin, end, rotate, unit, lanes)
+
+    return run
 
 
 @lru_cache(maxsize=256)

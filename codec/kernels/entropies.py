@@ -1,0 +1,37 @@
+"""What no table can code the chunks of a run of bytes in less: whole, or their high nibbles alone."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .jit import inlined, kernel
+
+
+@kernel
+def entropies(counts: NDArray[np.int64], shift: int) -> tuple[float, float, int]:
+    """Bits of the bytes, each chunk by itself; of the high nibbles of the bytes plus `shift`; and how many bytes there are.
+
+    counts: int64 `[chunks, 256]`.
+    """
+    whole, halves, total = 0.0, 0.0, 0
+    high = np.empty(16, np.int64)
+    for i in range(len(counts)):
+        high[:] = 0
+        some = 0
+        for byte in range(256):
+            some += counts[i, byte]
+            high[(byte + shift & 255) >> 4] += counts[i, byte]
+        whole += _times_log(some)
+        halves += _times_log(some)
+        for byte in range(256):
+            whole -= _times_log(counts[i, byte])
+        for s in range(16):
+            halves -= _times_log(high[s])
+        total += some
+    return whole, halves, total
+
+
+@inlined
+def _times_log(n: int) -> float:
+    return n * np.log2(n) if n > 0 else 0.0
