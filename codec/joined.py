@@ -16,8 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
+from .ans import ANS16
 from .batch import OUT, CodedFile, Part, chunk_error
-from .kernels.status import WRONG_CHECKSUM
+from .escape16 import ESCAPE16, HEADER
+from .kernels.select import join_escaped
+from .kernels.status import HEADER_TRUNCATED, WRONG_CHECKSUM
 from .raw import RAW
 from .records import JOB_NBYTES, Records, kernel_fields
 from .run_map import RunMap
@@ -28,6 +31,7 @@ from .task import TASK
 PIECE_CODES = 1 << 17  # elements of a piece, at least: what is done for each in Python should not count
 MAX_PIECE_CODES = 1 << 20  # of a chunk: the planes of larger ones would not stay in cache
 _ALIGNMENT = 64
+_PAYLOAD, _NBYTES, _TABLE, _SIZE = (TASK.names.index(name) if TASK.names else 0 for name in ("payload", "nbytes", "table", "size"))
 
 Jobs = Callable[[], list[Callable[[], None]]]
 
@@ -74,7 +78,8 @@ class _Pieces:
     """Pieces of tensors of a file that have the same records; item p of each list is of piece p.
 
     counts: elements. outs: where they go. hashes: chunks whose checksums are to be compared. places: addresses of what becomes each
-    field, from that of the thread's memory on where `inside` is 1. calls: (coder, first task, behind the last one).
+    field, from that of the thread's memory on where `inside` is 1. calls: (coder, first task, behind the last one). escaped: the
+    number of the task of coder 6 whose bytes are made while the piece is joined, or -1: only its nibbles are decoded before.
     """
 
     def __init__(self, file: CodedFile, records: Records, damaged: list[tuple[int, int]]) -> None:
@@ -86,6 +91,8 @@ class _Pieces:
         self._places: list[int] = []
         self._inside: list[int] = []
         self._calls: list[list[tuple[int, int, int]]] = []
+        self._escaped: list[int] = []
+        self._fused = _apart(records) is not None and join_escaped() is not None
         self._chunks: list[int] = []
         self._offsets: list[int] = []  # of what is decoded, in the thread's memory
         self._room = 0
@@ -138,8 +145,12 @@ class _Pieces:
                 tasks.sort()
             self._room = max(self._room, offset)
             calls: list[tuple[int, int, int]] = []
+            last = bounds[-2] + groups[p] if self._fused and coded and coded[-1] == self._planes - 1 else -1
+            escaped = -1
             for coder, chunk, place in tasks:
                 number = len(self._chunks)
+                if chunk == last and groups[p + 1] - groups[p] == 1 and coder == ESCAPE16.id:
+                    coder, escaped = ANS16.id, number
                 if calls and calls[-1][0] == coder:
                     calls[-1] = coder, calls[-1][1], number + 1
                 else:
@@ -147,6 +158,7 @@ class _Pieces:
                 self._chunks.append(chunk)
                 self._offsets.append(place)
             self._calls.append(calls)
+            self._escaped.append(escaped)
             self._hashes.append(hashes)
             self._counts.append(stop - start)
             self._outs.append((tensor.out, start * records.nbytes, stop * records.nbytes))
@@ -200,6 +212,7 @@ class _Pieces:
         from .kernels.select import batch_kernels
 
         kernels, fields, rotate = batch_kernels(), kernel_fields(self._records), self._records.rotate
+        fused, apart, size = join_escaped(), bool(_apart(self._records)), self._records.nbytes
         memory = scratch(self._room + _ALIGNMENT)
         at = np.uint64(-(-memory.ctypes.data // _ALIGNMENT) * _ALIGNMENT)
         addresses = self._addresses[first:stop] + self._from_memory[first:stop] * at
@@ -212,12 +225,38 @@ class _Pieces:
         for p in range(first, stop):
             if not self._same(self._hashes[p]):
                 continue
+            escaped = self._escaped[p]
+            if escaped >= 0:
+                escapes = self._only_nibbles(escaped, numbers[escaped - low])
+                if escapes < 0:
+                    status[escaped - low] = HEADER_TRUNCATED
+                    continue
             for coder, a, b in calls[p - first]:
                 kernels[coder](tasks[a - low : b - low], status[a - low : b - low])
             out, begin, end = self._outs[p]
-            join_words(fields, addresses[p - first], out[begin:end], 0, self._counts[p], rotate)
+            if escaped < 0:
+                join_words(fields, addresses[p - first], out[begin:end], 0, self._counts[p], rotate)
+            elif not status[escaped - low]:
+                assert fused is not None
+                row = numbers[escaped - low]
+                begins = row[_PAYLOAD] - np.uint64(escapes), row[OUT]
+                status[escaped - low] = fused(
+                    row[_TABLE], begins[1], begins[0], escapes, addresses[p - first], apart, out[begin:end], size, rotate
+                )
         for number in np.flatnonzero(status).tolist():
             self._damaged.append((self._chunks[low + number], int(status[number])))
+
+    def _only_nibbles(self, number: int, task: NDArray[np.uint64]) -> int:
+        """Make a task of coder 6 one of coder 2; returns how many bytes are escaped, -1 if there are not as many."""
+        view, (begins, ends, _) = self._file.data.data, self._file.sources
+        start, end = begins[self._chunks[number]], ends[self._chunks[number]]
+        escapes = int.from_bytes(view[start : start + HEADER], "little")
+        if start + HEADER + escapes > end:
+            return -1
+        task[_PAYLOAD] += np.uint64(HEADER + escapes)
+        task[_NBYTES] -= np.uint64(HEADER + escapes)
+        task[_SIZE] = (task[_SIZE] + np.uint64(1)) // np.uint64(2)
+        return escapes
 
     def _same(self, chunks: list[int]) -> bool:
         """Whether the bytes of chunks have their checksums."""
@@ -231,6 +270,13 @@ class _Pieces:
         ]
         self._damaged += damaged
         return not damaged
+
+
+def _apart(records: Records) -> bool | None:
+    """Whether the bytes below the highest one of a float are planes of their own, or one; None if they are neither, or no float."""
+    if records.nbytes not in (2, 4):
+        return None
+    return {((8, 1),) * records.nbytes: True, ((8, records.nbytes - 1), (8, 1)): False}.get(records.fields)
 
 
 def _call(job: Callable[[], Any]) -> None:

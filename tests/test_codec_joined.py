@@ -43,11 +43,14 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module", params=["auto", "portable"])
 def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
+    caches = (select.batch_kernels, select.join_escaped)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QZC_KERNELS", request.param)
-        select.batch_kernels.cache_clear()
+        for cache in caches:
+            cache.cache_clear()
         yield request.param
-    select.batch_kernels.cache_clear()
+    for cache in caches:
+        cache.cache_clear()
 
 
 def weights(records: Records, count: int, seed: int) -> NDArray[np.uint8]:

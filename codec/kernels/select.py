@@ -104,6 +104,16 @@ def to_nibbles() -> Callable[[NDArray[np.uint8], NDArray[np.uint16], NDArray[np.
 
 
 @cache
+def join_escaped() -> Callable[..., int] | None:
+    """The vector kernel that joins floats while it decodes their exponents, where there is one."""
+    if not vector_kernels():
+        return None
+    from . import join_escaped_avx2
+
+    return join_escaped_avx2.join_escaped
+
+
+@cache
 def dequantize4() -> Callable[..., None] | None:
     """The vector kernel that turns 4-bit codes into 16-bit floats, where there is one."""
     if not vector_kernels():

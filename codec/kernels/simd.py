@@ -313,6 +313,10 @@ def shift_right_d(bits: int) -> Any:
     return _op(_v, [_v], lambda b, x: b.lshr(x, _all(_D, bits)))
 
 
+def shift_left_d(bits: int) -> Any:
+    return _op(_v, [_v], lambda b, x: b.shl(x, _all(_D, bits)))
+
+
 def shift_signed_d(bits: int) -> Any:
     return _op(_v, [_v], lambda b, x: b.ashr(x, _all(_D, bits)))
 
