@@ -168,7 +168,7 @@ class _Pieces:
         self, coded: list[int], bounds: list[int], starts: list[int], elements: int
     ) -> tuple[list[int], list[int]]:
         """The elements at which pieces begin, and `elements`; by how many chunks of every coded plane each comes behind the first."""
-        if not coded:
+        if not coded or not elements:
             return [*range(0, elements, 2 * PIECE_CODES), elements], []
         first = coded[0]
         count = self._records.fields[first][1]

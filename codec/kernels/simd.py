@@ -182,6 +182,17 @@ load = _op(_v, [_u64], lambda b, a: _load(b, a, _D))
 store = _op(types.void, [_u64, _v], _store)
 
 
+def _store_around(b: Any, address: Any, value: Any) -> None:
+    instruction = b.store(value, b.inttoptr(address, value.type.as_pointer()))
+    instruction.align = 32
+    instruction.set_metadata("nontemporal", b.module.add_metadata([_I32(1)]))
+
+
+# Around the caches, to an address that is a multiple of 32: memory is not read before it is written. `fence` follows the last.
+store_around = _op(types.void, [_u64, _v], _store_around)
+fence = _op(types.void, [], lambda b: _call(b, "llvm.x86.sse.sfence", ir.VoidType(), []))
+
+
 def _load_twice(b: Any, address: Any) -> Any:
     half = _load(b, address, _HALF)
     return b.bitcast(_shuffle(b, half, half, [*range(16)] * 2), _D)
