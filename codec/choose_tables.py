@@ -16,6 +16,7 @@ from .split8 import RAW_BITS, SPLIT8
 from .split8 import SHIFT as SPLIT_SHIFT
 
 ESCAPES_BITS = 32  # the number of escapes in a chunk of escape16
+_RAW = np.array([0] * 31 + [1], np.uint16)
 MARGIN = 1e-5  # share of a bound: far more than logarithms of floats and costs in integers are off by
 
 
@@ -68,7 +69,10 @@ def _own_or_shared(coder: Coder, counts: list[NDArray[np.int64]], run: RunMap) -
 
 
 def likely_rows(counts: NDArray[np.int64], extra: float) -> NDArray[np.uint16] | None:
-    """Tables of escape16 for a run of bytes if it is clear, without fitting others, that `choose_tables` would take it."""
+    """Tables of escape16 for a run of bytes if it is clear, without fitting others, that `choose_tables` would take it.
+
+    Rows of chunks that would not shrink have no frequencies, those of chunks whose bytes are all the same nothing but zeros.
+    """
     from .kernels.entropies import entropies
 
     coded = np.count_nonzero(counts, axis=1) > 1
@@ -78,9 +82,12 @@ def likely_rows(counts: NDArray[np.int64], extra: float) -> NDArray[np.uint16] |
     cost, rows = escape_tables(some)
     cost = (cost + ESCAPES_BITS * len(some)) * (1 + MARGIN)
     # No table comes below the entropy.
-    whole, halves, total = entropies(some, SPLIT_SHIFT)
+    hopeless = np.empty(len(some), np.uint8)
+    whole, halves, total = entropies(some, SPLIT_SHIFT, hopeless)
     if cost > whole * (1 + extra) or cost > halves + RAW_BITS * total + 8 * SPLIT8.table_nbytes:
         return None
+    if hopeless.any():
+        rows[hopeless > 0] = _RAW
     if len(some) == len(counts):
         return rows
     found = np.zeros((len(counts), rows.shape[1]), np.uint16)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from .escape16 import HEADER
 from .jit import inlined, kernel
+
+LEAST_NBYTES = HEADER + 44  # what coding adds to the information, at least: 116 bytes for states less the 64 they hold
 
 
 @kernel
-def entropies(counts: NDArray[np.int64], shift: int) -> tuple[float, float, int]:
+def entropies(counts: NDArray[np.int64], shift: int, hopeless: NDArray[np.uint8]) -> tuple[float, float, int]:
     """Bits of the bytes, each chunk by itself; of the high nibbles of the bytes plus `shift`; and how many bytes there are.
 
-    counts: int64 `[chunks, 256]`.
+    counts: int64 `[chunks, 256]`. hopeless: 1 for chunks that coder 6 cannot make smaller, else 0.
     """
     whole, halves, total = 0.0, 0.0, 0
     high = np.empty(16, np.int64)
@@ -22,12 +25,14 @@ def entropies(counts: NDArray[np.int64], shift: int) -> tuple[float, float, int]
         for byte in range(256):
             some += counts[i, byte]
             high[(byte + shift & 255) >> 4] += counts[i, byte]
-        whole += _times_log(some)
-        halves += _times_log(some)
+        bits = _times_log(some)
+        halves += bits
         for byte in range(256):
-            whole -= _times_log(counts[i, byte])
+            bits -= _times_log(counts[i, byte])
         for s in range(16):
             halves -= _times_log(high[s])
+        hopeless[i] = some - bits / 8 < LEAST_NBYTES
+        whole += bits
         total += some
     return whole, halves, total
 
