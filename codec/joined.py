@@ -31,7 +31,9 @@ from .task import TASK
 PIECE_CODES = 1 << 17  # elements of a piece, at least: what is done for each in Python should not count
 MAX_PIECE_CODES = 1 << 20  # of a chunk: the planes of larger ones would not stay in cache
 _ALIGNMENT = 64
-_PAYLOAD, _NBYTES, _TABLE, _SIZE = (TASK.names.index(name) if TASK.names else 0 for name in ("payload", "nbytes", "table", "size"))
+_PAYLOAD, _NBYTES, _TABLE, _SIZE = (
+    TASK.names.index(name) if TASK.names else 0 for name in ("payload", "nbytes", "table", "size")
+)
 
 Jobs = Callable[[], list[Callable[[], None]]]
 
@@ -74,133 +76,143 @@ def run_joined(tensors: Sequence[JoinedTensor], run: RunMap = map) -> list[Joine
     return left
 
 
-class _Pieces:
-    """Pieces of tensors of a file that have the same records; item p of each list is of piece p.
+@dataclass(slots=True)
+class _Piece:
+    """Some elements of a tensor. out, begin, end: where they go. hashes: chunks whose checksums are to be compared.
 
-    counts: elements. outs: where they go. hashes: chunks whose checksums are to be compared. places: addresses of what becomes each
-    field, from that of the thread's memory on where `inside` is 1. calls: (coder, first task, behind the last one). escaped: the
-    number of the task of coder 6 whose bytes are made while the piece is joined, or -1: only its nibbles are decoded before.
+    tasks: their numbers. calls: (coder, first task, behind the last one). escaped: the task of coder 6 of which only the nibbles are decoded before
+    the join, -1 if there is none.
+    """
+
+    count: int
+    out: NDArray[np.uint8]
+    begin: int
+    end: int
+    hashes: list[int]
+    tasks: range
+    calls: list[tuple[int, int, int]]
+    escaped: int
+
+
+class _Pieces:
+    """Pieces of tensors of a file that have the same records.
+
+    places: for each piece the addresses of what becomes the fields, from that of the thread's memory on where `inside` is 1.
+    chunks, offsets: for each task its chunk, and where in the thread's memory it is decoded to.
     """
 
     def __init__(self, file: CodedFile, records: Records, damaged: list[tuple[int, int]]) -> None:
         self._file, self._records, self._damaged = file, records, damaged
-        self._planes = len(records.fields)
-        self._counts: list[int] = []
-        self._outs: list[tuple[NDArray[np.uint8], int, int]] = []
-        self._hashes: list[list[int]] = []
+        self._fields = [
+            (bits, count, width) for (bits, count), width in zip(records.fields, records.widths, strict=True)
+        ]
+        self._fuses = _apart(records) is not None and join_escaped() is not None
+        self._begins, self._ends, self._checksums = file.sources
+        self._coders, self._starts, self._sizes = file.lists
+        self._base = file.data.ctypes.data
+        self._pieces: list[_Piece] = []
         self._places: list[int] = []
         self._inside: list[int] = []
-        self._calls: list[list[tuple[int, int, int]]] = []
-        self._escaped: list[int] = []
-        self._fused = _apart(records) is not None and join_escaped() is not None
         self._chunks: list[int] = []
-        self._offsets: list[int] = []  # of what is decoded, in the thread's memory
+        self._offsets: list[int] = []
         self._room = 0
 
     def add(self, tensor: JoinedTensor) -> bool:
         """Cut a tensor into pieces. Returns whether that is possible."""
-        file, records, index = self._file, self._records, self._file.index
-        begins, ends, _ = file.sources
-        base = file.data.ctypes.data
-        bounds = index.planes[tensor.first : tensor.first + self._planes + 1].tolist()
-        coders, starts, sizes = file.lists
-        elements = tensor.out.size // records.nbytes
-        coded: list[int] = []
-        for f, (a, b) in enumerate(pairwise(bounds)):
-            whole = records.fields[f][0] == 8 and not any(coders[a:b]) and begins[a + 1 : b] == ends[a : b - 1]
-            if not whole:
-                coded.append(f)
-        cuts, groups = self._cut(coded, bounds, starts, elements)
-        if not cuts:
-            return False
-        next_stored = {f: bounds[f] for f in range(self._planes) if f not in coded}
-        for p, (start, stop) in enumerate(pairwise(cuts)):
-            hashes: list[int] = []
-            tasks: list[tuple[int, int, int]] = []
+        bounds = self._file.index.planes[tensor.first : tensor.first + len(self._fields) + 1].tolist()
+        stored = [
+            bits == 8 and not any(self._coders[a:b]) and self._begins[a + 1 : b] == self._ends[a : b - 1]
+            for (bits, _, _), a, b in zip(self._fields, bounds, bounds[1:], strict=False)
+        ]
+        size = self._records.nbytes
+        cuts, groups = self._cut(stored, bounds, tensor.out.size // size)
+        reached = bounds[:-1]  # of stored planes the first chunk that no piece compares yet
+        for (start, stop), (c, d) in zip(pairwise(cuts), pairwise(groups), strict=True):
+            piece = _Piece(stop - start, tensor.out, start * size, stop * size, [], range(0), [], -1)
+            tasks: list[tuple[int, int, int]] = []  # coder, chunk, offset
             offset = 0
-            for f, ((bits, count), width) in enumerate(zip(records.fields, records.widths, strict=True)):
-                a, b = bounds[f], bounds[f + 1]
-                if f in next_stored:
-                    at = next_stored[f]
-                    while at < b and starts[at] < stop * count:
-                        hashes.append(at)
-                        at += 1
-                    next_stored[f] = at
-                    self._places.append(base + begins[a] + start * count)
-                    self._inside.append(0)
-                    continue
-                c, d = a + groups[p], a + groups[p + 1]
-                hashes += range(c, d)
-                if d - c == 1 and coders[c] == RAW.id and bits == width and (stop - start) * count * width % 8 == 0:
-                    self._places.append(base + begins[c])
+            for f, (bits, count, width) in enumerate(self._fields):
+                first = bounds[f]
+                if stored[f]:
+                    begin = end = reached[f]
+                    while end < bounds[f + 1] and self._starts[end] < stop * count:
+                        end += 1
+                    reached[f] = end
+                    place = self._begins[first] + start * count
+                else:
+                    begin, end = first + c, first + d
+                    place = self._begins[begin]
+                piece.hashes += range(begin, end)
+                alone = d - c == 1 and self._coders[begin] == RAW.id if not stored[f] else True
+                if alone and bits == width and piece.count * count * width % 8 == 0:
+                    self._places.append(self._base + place)
                     self._inside.append(0)
                     continue
                 self._places.append(offset)
                 self._inside.append(1)
-                for chunk in range(c, d):
-                    tasks.append((coders[chunk], chunk, offset))
-                    offset += sizes[chunk]
+                for chunk in range(begin, end):
+                    tasks.append((self._coders[chunk], chunk, offset))
+                    offset += self._sizes[chunk]
                 offset = -(-offset // _ALIGNMENT) * _ALIGNMENT
-            if len(tasks) > 1:
-                tasks.sort()
             self._room = max(self._room, offset)
-            calls: list[tuple[int, int, int]] = []
-            last = bounds[-2] + groups[p] if self._fused and coded and coded[-1] == self._planes - 1 else -1
-            escaped = -1
-            for coder, chunk, place in tasks:
-                number = len(self._chunks)
-                if chunk == last and groups[p + 1] - groups[p] == 1 and coder == ESCAPE16.id:
-                    coder, escaped = ANS16.id, number
-                if calls and calls[-1][0] == coder:
-                    calls[-1] = coder, calls[-1][1], number + 1
-                else:
-                    calls.append((coder, number, number + 1))
-                self._chunks.append(chunk)
-                self._offsets.append(place)
-            self._calls.append(calls)
-            self._escaped.append(escaped)
-            self._hashes.append(hashes)
-            self._counts.append(stop - start)
-            self._outs.append((tensor.out, start * records.nbytes, stop * records.nbytes))
-        return True
+            self._add_calls(piece, tasks, bounds[-2] + c if self._fuses and d - c == 1 and not stored[-1] else -1)
+            self._pieces.append(piece)
+        return bool(cuts)
 
-    def _cut(
-        self, coded: list[int], bounds: list[int], starts: list[int], elements: int
-    ) -> tuple[list[int], list[int]]:
-        """The elements at which pieces begin, and `elements`; by how many chunks of every coded plane each comes behind the first."""
+    def _cut(self, stored: list[bool], bounds: list[int], elements: int) -> tuple[list[int], list[int]]:
+        """The elements at which pieces begin, and their number; of every coded plane the number of the chunk that begins there.
+
+        Nothing if the chunks of coded planes do not begin at the same elements, or are too large.
+        """
+        coded = [f for f, is_stored in enumerate(stored) if not is_stored]
         if not coded or not elements:
-            return [*range(0, elements, 2 * PIECE_CODES), elements], []
-        first = coded[0]
-        count = self._records.fields[first][1]
-        places = starts[bounds[first] : bounds[first + 1]]
-        for f in coded[1:]:
-            if self._records.fields[f][1] != count or starts[bounds[f] : bounds[f + 1]] != places:
-                return [], []
+            cuts = [*range(0, elements, 2 * PIECE_CODES), elements]
+            return cuts, [0] * len(cuts)
+        count = self._fields[coded[0]][1]
+        starts, *others = (self._starts[bounds[f] : bounds[f + 1]] for f in coded)
+        if any(self._fields[f][1] != count for f in coded) or any(other != starts for other in others):
+            return [], []
         cuts, groups = [0], [0]
-        for number, start in enumerate([*places[1:], elements * count], 1):
-            element, rest = divmod(start, count)
-            if (element - cuts[-1] >= PIECE_CODES and not rest) or number == len(places):
-                cuts.append(element)
+        for number, start in enumerate(starts[1:], 1):
+            if start - cuts[-1] * count >= PIECE_CODES * count and start % count == 0:
+                cuts.append(start // count)
                 groups.append(number)
+        cuts.append(elements)
+        groups.append(len(starts))
         return ([], []) if max(b - a for a, b in pairwise(cuts)) > MAX_PIECE_CODES else (cuts, groups)
+
+    def _add_calls(self, piece: _Piece, tasks: list[tuple[int, int, int]], highest: int) -> None:
+        """highest: the chunk of the highest byte, if it may be joined from nibbles."""
+        piece.tasks = range(len(self._chunks), len(self._chunks) + len(tasks))
+        if len(tasks) > 1:
+            tasks.sort()
+        for coder, chunk, offset in tasks:
+            number = len(self._chunks)
+            if chunk == highest and coder == ESCAPE16.id:
+                coder, piece.escaped = ANS16.id, number
+            if piece.calls and piece.calls[-1][0] == coder:
+                piece.calls[-1] = coder, piece.calls[-1][1], number + 1
+            else:
+                piece.calls.append((coder, number, number + 1))
+            self._chunks.append(chunk)
+            self._offsets.append(offset)
 
     def jobs(self, together: bool) -> list[Callable[[], None]]:
         """Independent calls that decode all pieces."""
-        if not self._counts:
+        if not self._pieces:
             return []
-        self._file.tasks  # noqa: B018  # not in several threads at once
         self._tasks = self._file.tasks[np.array(self._chunks, np.int64)]
         self._tasks[:, OUT] = self._offsets
-        shape = -1, self._planes
+        shape = -1, len(self._fields)
         self._addresses = np.array(self._places, np.uint64).reshape(shape)
         self._from_memory = np.array(self._inside, np.uint64).reshape(shape)
         firsts, nbytes = [0], 0
-        for p, count in enumerate(self._counts):
+        for p, piece in enumerate(self._pieces):
             if nbytes >= JOB_NBYTES and not together:
                 firsts.append(p)
                 nbytes = 0
-            nbytes += count * self._records.nbytes
-        return [partial(self._do, a, b) for a, b in pairwise([*firsts, len(self._counts)])]
+            nbytes += piece.end - piece.begin
+        return [partial(self._do, a, b) for a, b in pairwise([*firsts, len(self._pieces)])]
 
     def check(self) -> None:
         """Raises CorruptionError for the first damaged chunk of the file."""
@@ -214,44 +226,39 @@ class _Pieces:
         kernels, fields, rotate = batch_kernels(), kernel_fields(self._records), self._records.rotate
         fused, apart, size = join_escaped(), bool(_apart(self._records)), self._records.nbytes
         memory = scratch(self._room + _ALIGNMENT)
-        at = np.uint64(-(-memory.ctypes.data // _ALIGNMENT) * _ALIGNMENT)
-        addresses = self._addresses[first:stop] + self._from_memory[first:stop] * at
-        calls = self._calls[first:stop]
-        used = [number for call in calls for _, *numbers in call for number in numbers]
-        low, high = (min(used), max(used)) if used else (0, 0)
-        numbers = self._tasks[low:high]
-        numbers[:, OUT] += at
-        tasks, status = numbers.view(TASK).reshape(-1), np.zeros(high - low, np.int64)
-        for p in range(first, stop):
-            if not self._same(self._hashes[p]):
+        base = np.uint64(-(-memory.ctypes.data // _ALIGNMENT) * _ALIGNMENT)
+        addresses = self._addresses[first:stop] + self._from_memory[first:stop] * base
+        low, high = self._pieces[first].tasks.start, self._pieces[stop - 1].tasks.stop
+        numbers, status = self._tasks[low:high], np.zeros(high - low, np.int64)
+        numbers[:, OUT] += base
+        tasks = numbers.view(TASK).reshape(-1)
+        for piece, places in zip(self._pieces[first:stop], addresses, strict=True):
+            if not self._same(piece.hashes):
                 continue
-            escaped = self._escaped[p]
-            if escaped >= 0:
-                escapes = self._only_nibbles(escaped, numbers[escaped - low])
+            escaped, escapes = piece.escaped - low, -1
+            if piece.escaped >= 0:
+                escapes = self._only_nibbles(self._chunks[piece.escaped], numbers[escaped])
                 if escapes < 0:
-                    status[escaped - low] = HEADER_TRUNCATED
+                    status[escaped] = HEADER_TRUNCATED
                     continue
-            for coder, a, b in calls[p - first]:
+            for coder, a, b in piece.calls:
                 kernels[coder](tasks[a - low : b - low], status[a - low : b - low])
-            out, begin, end = self._outs[p]
-            if escaped < 0:
-                join_words(fields, addresses[p - first], out[begin:end], 0, self._counts[p], rotate)
-            elif not status[escaped - low]:
+            out = piece.out[piece.begin : piece.end]
+            if escapes < 0:
+                join_words(fields, places, out, 0, piece.count, rotate)
+            elif not status[escaped]:
                 assert fused is not None
-                row = numbers[escaped - low]
-                begins = row[_PAYLOAD] - np.uint64(escapes), row[OUT]
-                status[escaped - low] = fused(
-                    row[_TABLE], begins[1], begins[0], escapes, addresses[p - first], apart, out[begin:end], size, rotate
-                )
-        for number in np.flatnonzero(status).tolist():
-            self._damaged.append((self._chunks[low + number], int(status[number])))
+                row = numbers[escaped]
+                payload = row[_PAYLOAD] - np.uint64(escapes)  # where the escaped bytes are
+                status[escaped] = fused(row[_TABLE], row[OUT], payload, escapes, places, apart, out, size, rotate)
+        for task in np.flatnonzero(status).tolist():
+            self._damaged.append((self._chunks[low + task], int(status[task])))
 
-    def _only_nibbles(self, number: int, task: NDArray[np.uint64]) -> int:
+    def _only_nibbles(self, chunk: int, task: NDArray[np.uint64]) -> int:
         """Make a task of coder 6 one of coder 2; returns how many bytes are escaped, -1 if there are not as many."""
-        view, (begins, ends, _) = self._file.data.data, self._file.sources
-        start, end = begins[self._chunks[number]], ends[self._chunks[number]]
-        escapes = int.from_bytes(view[start : start + HEADER], "little")
-        if start + HEADER + escapes > end:
+        begin, end = self._begins[chunk], self._ends[chunk]
+        escapes = int.from_bytes(self._file.data.data[begin : begin + HEADER], "little")
+        if begin + HEADER + escapes > end:
             return -1
         task[_PAYLOAD] += np.uint64(HEADER + escapes)
         task[_NBYTES] -= np.uint64(HEADER + escapes)
@@ -262,14 +269,12 @@ class _Pieces:
         """Whether the bytes of chunks have their checksums."""
         if not self._file.verify:
             return True
-        view, (begins, ends, checksums) = self._file.data.data, self._file.sources
-        damaged = [
-            (chunk, WRONG_CHECKSUM)
-            for chunk in chunks
-            if xxh3_64_intdigest(view[begins[chunk] : ends[chunk]]) != checksums[chunk]
-        ]
-        self._damaged += damaged
-        return not damaged
+        view, same = self._file.data.data, True
+        for chunk in chunks:
+            if xxh3_64_intdigest(view[self._begins[chunk] : self._ends[chunk]]) != self._checksums[chunk]:
+                self._damaged.append((chunk, WRONG_CHECKSUM))
+                same = False
+        return same
 
 
 def _apart(records: Records) -> bool | None:

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 PIECE_NBYTES = 1 << 24
 LARGE_NBYTES = 1 << 22  # NumPy asks for large pages
 PAGE_NBYTES = 1 << 21  # a large one
-FEW_NBYTES = 1 << 18  # so much, and the first array, is taken array by array: one small tensor must not keep a piece alive
+FEW_NBYTES = (
+    1 << 18
+)  # so much, and the first array, is taken array by array: one small tensor must not keep a piece alive
 ALIGNMENT = 64
 
 

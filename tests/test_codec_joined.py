@@ -110,7 +110,13 @@ def test_tensors_are_decoded_in_pieces_unless_their_chunks_do_not_meet(
 ) -> None:
     found: list[int] = []
     run = joined.run_joined
-    monkeypatch.setattr("qzc.codec.decoding.run_joined", lambda *a: found.append(len(left := run(*a))) or left)
+
+    def watched(*arguments: Any) -> list[joined.JoinedTensor]:
+        left = run(*arguments)
+        found.append(len(left))
+        return left
+
+    monkeypatch.setattr("qzc.codec.decoding.run_joined", watched)
     for kind in KINDS:
         data = weights(KINDS[kind][0], 9000, 1)
         write(tmp_path / kind, {"t": (kind, data)}, 1024)
