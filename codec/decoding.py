@@ -207,8 +207,9 @@ def bytes_decoding(
 
     if coded.palette:
         return Decoding(*_palette_parts(coded, first, last, buffer), finish)
-    if whole and coded.base is None and is_plain(coded.records):
-        return Decoding([WholePlane(coded.file, coded.first, buffer)], list, finish)
+    if coded.base is None and is_plain(coded.records):
+        plane = _field(coded.file, coded.first, coded.records, 0, first, last, whole, buffer)
+        return Decoding([plane], lambda: [partial(_finish, plane)], finish)
     if whole and coded.base is None and coded.records.are_words:
         apart = partial(_field_parts, coded, first, last, buffer, whole)
         return Decoding((), list, finish, JoinedTensor(coded.file, coded.first, coded.records, buffer, apart))
@@ -278,16 +279,30 @@ def _add_base(coded: CodedBytes, planes: list[NDArray[np.uint8]], base: NDArray[
 def _fields(file: CodedFile, first: int, records: Records, start: int, stop: int, whole: bool) -> list[Part]:
     """Records `start .. stop - 1`: a part for each field, whose planes are counted from `first` on."""
     parts: list[Part] = []
-    for number, ((_, count), width) in enumerate(zip(records.fields, records.widths, strict=True), first):
-        if whole and is_stored(file, number):
-            parts.append(StoredPlane(file, number))
+    for f, ((_, count), width) in enumerate(zip(records.fields, records.widths, strict=True)):
+        if whole and is_stored(file, first + f):
+            parts.append(StoredPlane(file, first + f))
             continue
         out = empty(packed_nbytes((stop - start) * count, width))
-        if whole:
-            parts.append(WholePlane(file, number, out))
-        else:
-            parts.append(CodeRange(file, number, width, 0, start * count, stop * count, out))
+        parts.append(_field(file, first + f, records, f, start, stop, whole, out))
     return parts
+
+
+def _field(
+    file: CodedFile,
+    number: int,
+    records: Records,
+    field: int,
+    start: int,
+    stop: int,
+    whole: bool,
+    out: NDArray[np.uint8],
+) -> Part:
+    """Field `field` of records `start .. stop - 1`, which is plane `number`, into `out`. whole: these are all records."""
+    if whole:
+        return WholePlane(file, number, out)
+    count, width = records.fields[field][1], records.widths[field]
+    return CodeRange(file, number, width, 0, start * count, stop * count, out)
 
 
 def _buffer(out: NDArray[np.uint8] | None, nbytes: int) -> NDArray[np.uint8]:
@@ -296,6 +311,10 @@ def _buffer(out: NDArray[np.uint8] | None, nbytes: int) -> NDArray[np.uint8]:
     if out.dtype != np.uint8 or out.shape != (nbytes,) or not out.flags.carray:
         raise InvalidArgumentError(f"out must be a writable, contiguous uint8[{nbytes}]")
     return out
+
+
+def _finish(part: Part) -> None:
+    part.finish()
 
 
 def _call(job: Callable[[], None]) -> None:

@@ -231,38 +231,47 @@ class _Pieces:
         low, high = self._pieces[first].tasks.start, self._pieces[stop - 1].tasks.stop
         numbers, status = self._tasks[low:high], np.zeros(high - low, np.int64)
         numbers[:, OUT] += base
-        tasks = numbers.view(TASK).reshape(-1)
+        escapes = self._only_nibbles(
+            [piece.escaped for piece in self._pieces[first:stop] if piece.escaped >= 0], numbers, low
+        )
+        tasks, rows = numbers.view(TASK).reshape(-1), numbers.tolist()
         for piece, places in zip(self._pieces[first:stop], addresses, strict=True):
             if not self._same(piece.hashes):
                 continue
-            escaped, escapes = piece.escaped - low, -1
-            if piece.escaped >= 0:
-                escapes = self._only_nibbles(self._chunks[piece.escaped], numbers[escaped])
-                if escapes < 0:
-                    status[escaped] = HEADER_TRUNCATED
-                    continue
+            escaped = piece.escaped - low
+            number = escapes.get(piece.escaped, 0)
+            if number < 0:
+                status[escaped] = HEADER_TRUNCATED
+                continue
             for coder, a, b in piece.calls:
                 kernels[coder](tasks[a - low : b - low], status[a - low : b - low])
             out = piece.out[piece.begin : piece.end]
-            if escapes < 0:
+            if piece.escaped < 0:
                 join_words(fields, places, out, 0, piece.count, rotate)
             elif not status[escaped]:
                 assert fused is not None
-                row = numbers[escaped]
-                payload = row[_PAYLOAD] - np.uint64(escapes)  # where the escaped bytes are
-                status[escaped] = fused(row[_TABLE], row[OUT], payload, escapes, places, apart, out, size, rotate)
+                row = rows[escaped]
+                bytes_at = row[_PAYLOAD] - number  # the escaped ones are in front of the nibbles
+                status[escaped] = fused(row[_TABLE], row[OUT], bytes_at, number, places, apart, out, size, rotate)
         for task in np.flatnonzero(status).tolist():
             self._damaged.append((self._chunks[low + task], int(status[task])))
 
-    def _only_nibbles(self, chunk: int, task: NDArray[np.uint64]) -> int:
-        """Make a task of coder 6 one of coder 2; returns how many bytes are escaped, -1 if there are not as many."""
-        begin, end = self._begins[chunk], self._ends[chunk]
-        escapes = int.from_bytes(self._file.data.data[begin : begin + HEADER], "little")
-        if begin + HEADER + escapes > end:
-            return -1
-        task[_PAYLOAD] += np.uint64(HEADER + escapes)
-        task[_NBYTES] -= np.uint64(HEADER + escapes)
-        task[_SIZE] = (task[_SIZE] + np.uint64(1)) // np.uint64(2)
+    def _only_nibbles(self, escaped: list[int], tasks: NDArray[np.uint64], low: int) -> dict[int, int]:
+        """Make tasks of coder 6 some of coder 2; returns how many bytes are escaped in each, -1 if there are not as many.
+
+        escaped: their numbers; `tasks` begin with task `low`.
+        """
+        view, escapes, skipped = self._file.data.data, {}, []
+        for number in escaped:
+            begin, end = self._begins[self._chunks[number]], self._ends[self._chunks[number]]
+            count = int.from_bytes(view[begin : begin + HEADER], "little")
+            fits = begin + HEADER + count <= end
+            escapes[number] = count if fits else -1
+            skipped.append(HEADER + count if fits else 0)
+        rows, nbytes = np.array(escaped, np.int64) - low, np.array(skipped, np.uint64)
+        tasks[rows, _PAYLOAD] += nbytes
+        tasks[rows, _NBYTES] -= nbytes
+        tasks[rows, _SIZE] = (tasks[rows, _SIZE] + np.uint64(1)) >> np.uint64(1)
         return escapes
 
     def _same(self, chunks: list[int]) -> bool:

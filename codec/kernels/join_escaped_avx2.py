@@ -54,9 +54,9 @@ _values, _patched = scratch(16), scratch(64)
 
 @kernel
 def join_escaped(
-    table: U,
-    nibbles: U,
-    escaped: U,
+    table: int,
+    nibbles: int,
+    escaped: int,
     number: int,
     planes: NDArray[np.uint64],
     apart: bool,
@@ -71,16 +71,16 @@ def join_escaped(
     """
     values = _values()
     for s in range(16):
-        store_u8(values + U(s), load_u8(table + U(32 + 2 * s)))
+        store_u8(values + U(s), load_u8(U(table) + U(32 + 2 * s)))
     by_symbol, buffer = load_twice(values), _patched()
-    next, end, target = escaped, escaped + U(number), U(out.ctypes.data)
+    codes, next, end, target = U(nibbles), U(escaped), U(escaped) + U(number), U(out.ctypes.data)
     n = out.size // size
     around = target & U(31) == U(0)  # twice as fast, if memory is not new; else no slower
     whole = max(0, n - 2) // 64 * 64  # what is read beyond the bytes of a block is two records at most
     first = planes[0]
     second, third = (planes[1], planes[2]) if apart and size == 4 else (first, first)
     for i in range(0, whole, 64):
-        packed = load(nibbles + U(i // 2))
+        packed = load(codes + U(i // 2))
         even, odd = and_(packed, _nibbles()), and_(_down(packed), _nibbles())
         a, b = _in_order(shuffle_b(by_symbol, even), shuffle_b(by_symbol, odd))
         even, odd = greater_b(even, _below_escape()), greater_b(odd, _below_escape())
@@ -108,7 +108,7 @@ def join_escaped(
             _three_and_one(first + U(3 * i), a, rotate, around, target + U(4 * i))
             _three_and_one(first + U(3 * i + 96), b, rotate, around, target + U(4 * i + 128))
     for i in range(whole, n):
-        byte = load_u8(nibbles + U(i // 2))
+        byte = load_u8(codes + U(i // 2))
         symbol = byte >> U(4 * (i & 1)) & U(15)
         if i == n - 1 and n & 1 and byte > U(15):
             return BAD_PADDING
