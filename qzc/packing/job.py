@@ -13,6 +13,7 @@ import xxhash
 from ..base import BaseTensors
 from ..calibration import Calibration
 from ..codec.errors import QzcError, VerificationError
+from ..codec.pages import shared_pages
 from ..codec.run_map import RunMap
 from ..formats.atomic import atomic_folder, atomic_writer
 from ..formats.checkpoint import Checkpoint
@@ -123,17 +124,18 @@ class PackJob:
                 self._advance(file, tensors[name])
             fingerprints: dict[str, int] = {}
             order = [tensors[name] for name in writer.names[len(uncoded) :]]
-            for encoded in self._encoder.encode(file, order, self._rated):
-                name = encoded.tensor.name
-                if isinstance(encoded.chunks, list):
-                    writer.write_rate(name, encoded.chunks, encoded.wide)
-                elif encoded.quantized is not None:
-                    writer.write_quantized(name, encoded.chunks, encoded.quantized)
-                else:
-                    writer.write_lossless(name, encoded.chunks, encoded.base)
-                fingerprints[name] = encoded.fingerprint
-                self._advance(file, encoded.tensor)
-                del encoded  # before the next one is made
+            with shared_pages():
+                for encoded in self._encoder.encode(file, order, self._rated):
+                    name = encoded.tensor.name
+                    if isinstance(encoded.chunks, list):
+                        writer.write_rate(name, encoded.chunks, encoded.wide)
+                    elif encoded.quantized is not None:
+                        writer.write_quantized(name, encoded.chunks, encoded.quantized)
+                    else:
+                        writer.write_lossless(name, encoded.chunks, encoded.base)
+                    fingerprints[name] = encoded.fingerprint
+                    self._advance(file, encoded.tensor)
+                    del encoded  # before the next one is made
             rest = (file.rest(), {name: file.offset(name) for name in tensors}) if plan.source_file else None
             layout = writer.finish(rest[0], rest[1]) if rest else writer.finish()
             stream.flush()
