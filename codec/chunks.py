@@ -123,8 +123,8 @@ def encode_run(
     of one chunk are coded by short16 and short256, where that is smaller by more than `extra`, or the others too inexact.
     Each chunk gets its own frequency table or shares one with others of the run, whichever makes the sum of payloads
     and tables smaller. A chunk whose bytes are all the same becomes constant, one that would not shrink stays raw.
-    `run` maps a function over pieces of the run, in threads if it likes; the result does not depend on it. Payloads are parts of `packed`,
-    or of `room` (uint8, as large; by default fresh memory).
+    `run` maps a function over pieces of the run, in threads if it likes; the result does not depend on it. Payloads are parts
+    of `packed`, or of `room` (uint8, as large; by default fresh memory).
 
     Raises InvalidArgumentError for bad arguments, VerificationError if a chunk does not decode to what was coded.
     """

@@ -80,8 +80,8 @@ def run_joined(tensors: Sequence[JoinedTensor], run: RunMap = map) -> list[Joine
 class _Piece:
     """Some elements of a tensor. out, begin, end: where they go. hashes: chunks whose checksums are to be compared.
 
-    tasks: their numbers. calls: (coder, first task, behind the last one). escaped: the task of coder 6 of which only the nibbles are decoded before
-    the join, -1 if there is none.
+    tasks: their numbers. calls: (coder, first task, behind the last one). escaped: the task of coder 6 of which only the
+    nibbles are decoded before the join, -1 if there is none.
     """
 
     count: int
