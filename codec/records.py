@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from .buffers import read_only
 from .errors import InvalidArgumentError
+from .gather import Walk, check_walks, gathered_fields, run_gathered
 from .packing import pack_codes, unpack_codes
 from .small_records import ROTATABLE, is_small, join_words, split_words
 from .tensor import packed_nbytes
@@ -29,7 +30,8 @@ class Records:
     fields: (bits, count) from the lowest bits of a record up: `count` codes of `bits` bits, 1 to 8. Field f of all records
     makes plane f. rotate: records, of 1, 2, 4 or 8 bytes, are rotated left by one bit first: the sign of a float becomes its
     lowest bit. interleave: (unit, lanes): `lanes` records lie in the tensor as their first units of `unit` bytes, then
-    their second units, and so on.
+    their second units, and so on. gather: for each field where the bits of its codes are, if they do not follow one another;
+    then there is no rotate or interleave.
     Raises InvalidArgumentError if that makes no records.
 
     >>> Records(((8, 1), (8, 1)), rotate=True).nbytes
@@ -39,6 +41,7 @@ class Records:
     fields: tuple[tuple[int, int], ...]
     rotate: bool = False
     interleave: tuple[int, int] | None = None
+    gather: tuple[Walk, ...] | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.fields) <= MAX_FIELDS:
@@ -57,6 +60,10 @@ class Records:
             unit, lanes = self.interleave
             if not (1 <= unit <= self.nbytes and 1 <= lanes <= MAX_LANES) or self.nbytes % unit:
                 raise InvalidArgumentError(f"records of {self.nbytes} bytes cannot be interleaved so")
+        if self.gather is not None:
+            if self.rotate or self.interleave is not None:
+                raise InvalidArgumentError("records that are gathered cannot be rotated or interleaved")
+            check_walks(self.gather, self.fields, self.nbytes)
 
     @cached_property
     def nbytes(self) -> int:
@@ -75,6 +82,7 @@ class Records:
         return (
             self.nbytes in ROTATABLE
             and self.interleave is None
+            and self.gather is None
             and all(
                 count == 1 or (bits == 8 and offset % 8 == 0)
                 for (bits, count), offset in zip(self.fields, offsets, strict=False)
@@ -98,6 +106,11 @@ class Records:
 
 
 BYTES = Records(((8, 1),))
+
+
+def gathered(*walks: Walk) -> Records:
+    """Records whose fields are the codes of these walks."""
+    return Records(gathered_fields(walks), gather=walks)
 
 
 def split(data: NDArray[np.uint8], records: Records) -> list[NDArray[np.uint8]]:
@@ -131,7 +144,7 @@ def split_jobs(
             partial(np.copyto, planes[0][a : a + JOB_NBYTES], source[a : a + JOB_NBYTES])
             for a in range(0, source.size, JOB_NBYTES)
         ]
-    if records.interleave is None and is_small(records.fields, records.nbytes, source.size):
+    if _is_small(records, source.size):
         return [partial(split_words, source, records.fields, records.rotate, planes)]
     kernel = _kernel("split", planes, records)
     return [partial(kernel, source, *place) for place in _places(source.size, records)]
@@ -170,7 +183,7 @@ def join_jobs(
             partial(np.copyto, target[a : a + JOB_NBYTES], planes[0][a : a + JOB_NBYTES])
             for a in range(0, target.size, JOB_NBYTES)
         ]
-    if records.interleave is None and is_small(records.fields, records.nbytes, target.size):
+    if _is_small(records, target.size):
         return [partial(join_words, planes, records.fields, records.rotate, target)]
     kernel = _kernel("join", planes, records)
     return [partial(kernel, target, *place) for place in _places(target.size, records)]
@@ -179,7 +192,11 @@ def join_jobs(
 def is_plain(records: Records) -> bool:
     """Whether the only plane is the tensor itself: 8 bits are 2 nibbles in both."""
     (bits, _), *more = records.fields
-    return not more and bits in (1, 2, 4, 8) and not records.rotate and records.interleave is None
+    return not (more or bits not in (1, 2, 4, 8) or records.rotate or records.interleave or records.gather)
+
+
+def _is_small(records: Records, nbytes: int) -> bool:
+    return not (records.interleave or records.gather) and is_small(records.fields, records.nbytes, nbytes)
 
 
 def _check_planes(planes: Sequence[NDArray[np.uint8]], records: Records, nbytes: int) -> None:
@@ -210,7 +227,9 @@ def _kernel(
 
     def run(data: NDArray[np.uint8], begin: int, end: int) -> None:
         assert planes  # alive, for the kernels have their addresses
-        if records.are_words:
+        if records.gather is not None:
+            run_gathered(what, records.gather, records.widths, addresses, data, begin, end)
+        elif records.are_words:
             words(fields, addresses, data, begin, end, rotate)
         else:
             loop(fields, addresses, data, begin, end, rotate, unit, lanes)

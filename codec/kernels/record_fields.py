@@ -42,7 +42,7 @@ def join_fields(
             plane = bytes_at(planes[f] + U(start * count * width >> 3), (n * count * width + 7) >> 3)
             if bits == width and (offset | bits * count) & 7 == 0:
                 nbytes = bits * count >> 3
-                _copy(plane, nbytes, 0, target, size, offset >> 3, nbytes, n)
+                copy_bytes(plane, nbytes, 0, target, size, offset >> 3, nbytes, n)
             elif count * width & 7 == 0:
                 _join_groups(plane, target, size, offset, bits, count, width, masks, n)
             else:
@@ -93,7 +93,7 @@ def split_fields(
             plane = bytes_at(planes[f] + U(start * count * width >> 3), (n * count * width + 7) >> 3)
             if bits == width and (offset | bits * count) & 7 == 0:
                 nbytes = bits * count >> 3
-                _copy(source, size, offset >> 3, plane, nbytes, 0, nbytes, n)
+                copy_bytes(source, size, offset >> 3, plane, nbytes, 0, nbytes, n)
             elif count * width & 7 == 0:
                 _split_groups(source, plane, size, offset, bits, count, width, masks, n)
             else:
@@ -108,7 +108,7 @@ def split_fields(
 
 
 @inlined
-def _copy(
+def copy_bytes(
     source: Any, source_step: int, source_first: int, target: Any, step: int, first: int, nbytes: int, n: int
 ) -> None:
     """`nbytes` bytes of each of `n` records."""
@@ -123,7 +123,7 @@ def _copy(
         for i in range(n):
             a, b, j = U(i * source_step + source_first), U(i * step + first), U(0)
             while j + U(8) <= U(nbytes):
-                _store(target, b + j, _load(source, a + j))
+                store(target, b + j, load(source, a + j))
                 j += U(8)
             while j < U(nbytes):
                 target[b + j] = source[a + j]
@@ -138,18 +138,18 @@ def _copy(
 def _join_groups(
     plane: Any, target: Any, size: int, offset: int, bits: int, count: int, width: int, masks: Any, n: int
 ) -> None:
-    steps, group = _spread_steps(bits, width, masks)
+    steps, group = spread_steps(bits, width, masks)
     for i in range(n):
         for first in range(0, count, group):
             codes = min(group, count - first)
-            x = _load_some(plane, (i * count + first) * width >> 3, codes * width >> 3)
+            x = load_some(plane, (i * count + first) * width >> 3, codes * width >> 3)
             for k in range(steps - 1, -1, -1):
                 x = x & masks[k, 0] | x >> masks[k, 2] & masks[k, 1]
             x &= (U(1) << U(codes * bits)) - U(1)
             bit = i * size * 8 + offset + first * bits
             at, x = bit >> 3, x << U(bit & 7)
             if at + 8 <= target.size:
-                _store(target, U(at), _load(target, U(at)) | x)
+                store(target, U(at), load(target, U(at)) | x)
             else:
                 while x != U(0):
                     target[at] |= np.uint8(x & U(255))
@@ -161,25 +161,25 @@ def _join_groups(
 def _split_groups(
     source: Any, plane: Any, size: int, offset: int, bits: int, count: int, width: int, masks: Any, n: int
 ) -> None:
-    steps, group = _spread_steps(bits, width, masks)
+    steps, group = spread_steps(bits, width, masks)
     for i in range(n):
         for first in range(0, count, group):
             codes = min(group, count - first)
             bit = i * size * 8 + offset + first * bits
-            x = _load_some(source, bit >> 3, ((bit & 7) + codes * bits + 7) >> 3) >> U(bit & 7)
+            x = load_some(source, bit >> 3, ((bit & 7) + codes * bits + 7) >> 3) >> U(bit & 7)
             x &= (U(1) << U(codes * bits)) - U(1)
             for k in range(steps):
                 x = x & masks[k, 0] | (x & masks[k, 1]) << masks[k, 2]
             at = (i * count + first) * width >> 3
             if codes * width == 64:
-                _store(plane, U(at), x)
+                store(plane, U(at), x)
             else:
                 for j in range(codes * width >> 3):
                     plane[at + j] = np.uint8(x >> U(8 * j) & U(255))
 
 
 @inlined
-def _spread_steps(bits: int, width: int, masks: Any) -> Any:
+def spread_steps(bits: int, width: int, masks: Any) -> Any:
     """Number of steps and of codes in a group. masks: for each step what stays, what moves, and how far."""
     if bits == width:
         return 0, 32 // width
@@ -196,8 +196,8 @@ def _spread_steps(bits: int, width: int, masks: Any) -> Any:
 
 
 @inlined
-def _load(source: Any, at: Any) -> Any:
-    """8 bytes: LLVM makes one load of it, and one store of `_store`."""
+def load(source: Any, at: Any) -> Any:
+    """8 bytes: LLVM makes one load of it, and one store of `store`."""
     return (
         U(source[at]) | U(source[at + U(1)]) << U(8) | U(source[at + U(2)]) << U(16) | U(source[at + U(3)]) << U(24)
         | U(source[at + U(4)]) << U(32) | U(source[at + U(5)]) << U(40) | U(source[at + U(6)]) << U(48)
@@ -206,10 +206,10 @@ def _load(source: Any, at: Any) -> Any:
 
 
 @inlined
-def _load_some(source: Any, at: int, nbytes: int) -> Any:
+def load_some(source: Any, at: int, nbytes: int) -> Any:
     """At least `nbytes` (1 to 8) bytes, as far as there are any; what is above them may be anything."""
     if at + 8 <= source.size:
-        return _load(source, U(at))
+        return load(source, U(at))
     x = U(0)
     for j in range(nbytes):
         x |= U(source[at + j]) << U(8 * j)
@@ -217,7 +217,7 @@ def _load_some(source: Any, at: int, nbytes: int) -> Any:
 
 
 @inlined
-def _store(target: Any, at: Any, x: Any) -> None:
+def store(target: Any, at: Any, x: Any) -> None:
     for j in range(8):
         target[at + U(j)] = np.uint8(x >> U(8 * j) & U(255))
 
@@ -249,7 +249,7 @@ def _gather(data: Any, records: Any, size: int, start: int, n: int, unit: int, l
         some = min(n - done, lanes - lane)
         for u in range(size // unit):
             source = span * lanes * size + (u * lanes + lane) * unit
-            _copy(data[source:], unit, 0, records, size, done * size + u * unit, unit, some)
+            copy_bytes(data[source:], unit, 0, records, size, done * size + u * unit, unit, some)
         done += some
 
 
@@ -261,5 +261,5 @@ def _interleave(records: Any, out: Any, size: int, start: int, n: int, unit: int
         some = min(n - done, lanes - lane)
         for u in range(size // unit):
             target = span * lanes * size + (u * lanes + lane) * unit
-            _copy(records, size, done * size + u * unit, out[target:], unit, 0, unit, some)
+            copy_bytes(records, size, done * size + u * unit, out[target:], unit, 0, unit, some)
         done += some

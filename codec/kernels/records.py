@@ -107,7 +107,7 @@ def split_words(
                 _extract(at, p, shift, bits, plane, n)
             else:
                 _extract(at, p, shift, bits, codes, n)
-                _pack(codes, width, plane, n)
+                pack_into(codes, width, plane, n)
 
 
 @inlined
@@ -145,7 +145,7 @@ def _extract(at: NDArray[np.uint64], p: int, shift: int, bits: int, codes: NDArr
 
 
 @inlined
-def _pack(codes: NDArray[np.uint8], width: int, packed: NDArray[np.uint8], n: int) -> None:
+def pack_into(codes: NDArray[np.uint8], width: int, packed: NDArray[np.uint8], n: int) -> None:
     per_byte = 8 // width
     whole = n // per_byte
     if width == 4:
