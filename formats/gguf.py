@@ -1,4 +1,4 @@
-"""GGUF files: tensors as read-only views of a memory map, and how the blocks of each quantized type split into planes."""
+"""GGUF files: tensors as read-only views of a memory map, with how they split into planes."""
 
 from __future__ import annotations
 
@@ -13,49 +13,14 @@ import xxhash
 from numpy.typing import NDArray
 
 from ..codec.errors import InvalidArgumentError, TruncationError
-from ..codec.records import BYTES, Records
+from ..codec.records import Records
 from .access import naming_os_errors, open_input, release_pages
-from .dtypes import bits_of, is_float, numpy_dtype
+from .dtypes import numpy_dtype
+from .gguf_blocks import block_records
 from .gguf_header import read_gguf_header
 from .header import Header, Member
 
-_Fields = tuple[tuple[int, int], ...]
-
 _PIECE = 1 << 24  # bytes that are hashed at a time
-
-_HALF: _Fields = ((8, 1), (8, 1))  # a float16: its low byte is noise, its high byte is not
-_K_SCALES: _Fields = ((8, 4),) * 3  # 8 scales and 8 minima of 6 bits; the bytes of the first hold top bits of the last
-
-# What a block consists of, from its first byte on. Plain types, and those that are not here, are split into bytes.
-_BLOCKS: dict[str, _Fields] = {
-    "GGUF_Q4_0": (*_HALF, (4, 32)),
-    "GGUF_Q4_1": (*_HALF, *_HALF, (4, 32)),
-    "GGUF_Q5_0": (*_HALF, (1, 32), (4, 32)),  # the fifth bit of each code, then the lower four
-    "GGUF_Q5_1": (*_HALF, *_HALF, (1, 32), (4, 32)),
-    "GGUF_Q8_0": (*_HALF, (8, 32)),
-    "GGUF_Q8_1": ((8, 1),) * 8 + ((8, 32),),
-    "GGUF_Q2_K": ((8, 16), (2, 256), *_HALF, *_HALF),  # a scale and a minimum of 4 bits in each byte
-    "GGUF_Q3_K": ((1, 256), (2, 256), (8, 8), (8, 4), *_HALF),
-    "GGUF_Q4_K": (*_HALF, *_HALF, *_K_SCALES, (4, 256)),
-    "GGUF_Q5_K": (*_HALF, *_HALF, *_K_SCALES, (1, 256), (4, 256)),
-    "GGUF_Q6_K": ((4, 256), (2, 256), (8, 16), *_HALF),
-    "GGUF_Q8_K": ((8, 1),) * 4 + ((8, 256), (8, 32)),
-    "GGUF_IQ4_NL": (*_HALF, (4, 32)),
-    "GGUF_IQ4_XS": (*_HALF, (2, 8), (4, 8), (4, 256)),
-    "GGUF_MXFP4": ((8, 1), (4, 32)),
-    "GGUF_NVFP4": ((8, 4), (4, 64)),
-    "GGUF_TQ1_0": ((8, 48), (8, 4), *_HALF),  # five ternary codes in each byte, then four
-    "GGUF_TQ2_0": ((2, 256), *_HALF),
-    # Codebook types: numbers of grid points, their high bits, signs and scales, all as bytes.
-    "GGUF_IQ1_S": (*_HALF, (8, 32), (8, 16)),
-    "GGUF_IQ1_M": ((8, 32), (8, 16), (8, 8)),
-    "GGUF_IQ2_XXS": (*_HALF, (8, 64)),
-    "GGUF_IQ2_XS": (*_HALF, (8, 64), (8, 8)),
-    "GGUF_IQ2_S": (*_HALF, (8, 32), (8, 32), (8, 8), (8, 8)),
-    "GGUF_IQ3_XXS": (*_HALF, (8, 64), (8, 32)),
-    "GGUF_IQ3_S": (*_HALF, (8, 64), (8, 8), (8, 32), (8, 4)),
-    "GGUF_Q1_0": (*_HALF, (8, 16)),
-}
 
 
 class GgufFile:
@@ -165,16 +130,6 @@ class GgufFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def block_records(dtype: str, nbytes: int) -> Records:
-    """The split for `nbytes` bytes of a dtype as `GgufFile.info` names it; single bytes where it is unknown or does not fit."""
-    if dtype in _BLOCKS:
-        records = Records(_BLOCKS[dtype])
-    else:
-        element_nbytes = bits_of(dtype, 8) // 8
-        records = Records(((8, 1),) * element_nbytes, rotate=is_float(dtype) and element_nbytes > 1)
-    return records if nbytes % records.span == 0 else BYTES
 
 
 def _open(path: str) -> tuple[mmap.mmap, Header]:

@@ -17,6 +17,7 @@ from ..codec.tensor import QuantizationArgs
 from .dtypes import DTYPE_BITS
 from .header import MAX_DTYPE
 from .rate_entry import RateEntry
+from .record_entry import read_records, records_json
 
 FORMAT = "qzc"
 VERSION = "0.2"
@@ -108,7 +109,7 @@ class Profile:
         if grids:
             metadata["qzc.grids"] = _dump([asdict(grid) for grid in grids])
         if records:
-            metadata["qzc.records"] = _dump([_records_json(item) for item in records])
+            metadata["qzc.records"] = _dump([records_json(item) for item in records])
         if self.ties:
             metadata["qzc.ties"] = _dump(dict(sorted(self.ties.items())))
         if self.source_metadata is not None:
@@ -138,7 +139,7 @@ class Profile:
         if "qzc.writer" not in metadata:
             raise CorruptionError(f"{path}: metadata has no qzc.writer")
         grids = [_grid(value, path) for value in _load(metadata, "qzc.grids", list, path)]
-        records = [_records(value, path) for value in _load(metadata, "qzc.records", list, path)]
+        records = [read_records(value, path) for value in _load(metadata, "qzc.records", list, path)]
         coded = {
             name: _coded(name, value, grids, records, path)
             for name, value in _load(metadata, "qzc.coded", dict, path).items()
@@ -179,11 +180,6 @@ def _entry(tensor: CodedTensor, grids: list[QuantizationArgs], records: list[Rec
     if tensor.base is not None:
         entry["base"] = _hex(tensor.base)
     return entry
-
-
-def _records_json(records: Records) -> dict[str, Any]:
-    interleave = None if records.interleave is None else list(records.interleave)
-    return {"fields": [list(item) for item in records.fields], "rotate": records.rotate, "interleave": interleave}
 
 
 def _hex(value: int) -> str:
@@ -260,22 +256,6 @@ def _grid(value: Any, path: str) -> QuantizationArgs:
         raise CorruptionError(f"{path}: bad grid: {error}") from None
 
 
-def _records(value: Any, path: str) -> Records:
-    if not isinstance(value, dict) or not {"fields", "rotate", "interleave"} <= value.keys():
-        raise CorruptionError(f"{path}: a record must have the keys fields, interleave, rotate")
-    fields, rotate, interleave = value["fields"], value["rotate"], value["interleave"]
-    pairs = [*fields, *([] if interleave is None else [interleave])] if isinstance(fields, list) else [None]
-    if not all(isinstance(pair, list) and len(pair) == 2 and all(map(_whole, pair)) for pair in pairs):
-        raise CorruptionError(f"{path}: fields and interleave of a record must be pairs of whole numbers")
-    if not isinstance(rotate, bool):
-        raise CorruptionError(f"{path}: rotate of a record must be true or false")
-    try:
-        lanes = None if interleave is None else (interleave[0], interleave[1])
-        return Records(tuple((bits, count) for bits, count in fields), rotate, lanes)
-    except ValueError as error:
-        raise CorruptionError(f"{path}: bad record: {error}") from None
-
-
 def _source_file(value: dict[str, Any], path: str) -> SourceFile:
     kind, nbytes = value.get("kind"), value.get("nbytes")
     if not isinstance(kind, str) or kind not in _SOURCE_KINDS:
@@ -313,7 +293,7 @@ def _coded(name: str, value: Any, grids: list[QuantizationArgs], records: list[R
         return CodedTensor(dtype, tuple(shape), None, BYTES, rate=RateEntry.from_json(value["rate"], where))
     args = grids[_number(where, value, "grid", len(grids))]
     scale = records[_number(where, value, "scale", len(records))]
-    if scale.nbytes != DTYPE_BITS[SCALE_DTYPES[args.scale_dtype]] // 8 or scale.interleave:
+    if scale.nbytes != DTYPE_BITS[SCALE_DTYPES[args.scale_dtype]] // 8 or scale.interleave or scale.gather:
         raise CorruptionError(f"{where} has scales of {args.scale_dtype}, which its records do not fit")
     return CodedTensor(dtype, tuple(shape), args, scale)
 

@@ -21,7 +21,8 @@ from qzc.analysis.entropy import shannon_entropy
 from qzc.codec.errors import CorruptionError, FileAccessError, InvalidArgumentError, TruncationError, UnsupportedError
 from qzc.codec.packing import unpack_codes
 from qzc.codec.records import BYTES, Records, join, split
-from qzc.formats.gguf import _BLOCKS, GgufFile, block_records
+from qzc.formats.gguf import GgufFile
+from qzc.formats.gguf_blocks import BLOCKS, block_records
 from tests.layout_writers import gguf_file, gguf_string, gguf_tensor, gguf_value
 
 gguf = pytest.importorskip("gguf")
@@ -160,10 +161,10 @@ def test_k_quants_are_of_the_model(fixtures: Path, weights: dict[str, NDArray[An
     assert errors == sorted(errors, reverse=True) and errors[0] < 0.4 and errors[-1] < 0.03
 
 
-@pytest.mark.parametrize("dtype", _BLOCKS)
+@pytest.mark.parametrize("dtype", BLOCKS)
 def test_blocks_are_as_large_as_the_package_says(dtype: str) -> None:
     kind = gguf.GGMLQuantizationType[dtype.removeprefix("GGUF_")]
-    assert Records(_BLOCKS[dtype]).nbytes == gguf.GGML_QUANT_SIZES[kind][1]
+    assert BLOCKS[dtype].nbytes == gguf.GGML_QUANT_SIZES[kind][1]
 
 
 def test_every_type_of_the_package_splits() -> None:
