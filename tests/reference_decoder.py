@@ -186,13 +186,12 @@ def as_float32(data: bytes, dtype: str) -> NDArray[np.float32]:
 def join(planes: Sequence[Sequence[int]], records: Records) -> bytes:
     """The bytes whose records have these codes."""
     size, (_, first) = records.nbytes, records.fields[0]
-    found = []
+    found, places = [], records.places()
     for i in range(len(planes[0]) // first):
-        value = shift = 0
-        for (bits, count), codes in zip(records.fields, planes, strict=True):
-            for code in codes[i * count : (i + 1) * count]:
-                value |= code << shift
-                shift += bits
+        value = 0
+        for (_, count), field, codes in zip(records.fields, places, planes, strict=True):
+            for at, code in zip(field, codes[i * count : (i + 1) * count], strict=True):
+                value |= sum((code >> bit & 1) << place for bit, place in enumerate(at))
         if records.rotate:
             value = value >> 1 | (value & 1) << 8 * size - 1
         found.append(value.to_bytes(size, "little"))
@@ -205,7 +204,7 @@ def join(planes: Sequence[Sequence[int]], records: Records) -> bytes:
 
 def split(data: bytes, records: Records) -> list[list[int]]:
     """The codes of the records of these bytes, by field: the inverse of `join`."""
-    size, planes = records.nbytes, [list[int]() for _ in records.fields]
+    size, planes, places = records.nbytes, [list[int]() for _ in records.fields], records.places()
     for start in range(0, len(data), records.span):
         for lane in range(records.lanes):
             record = data[start : start + size]
@@ -215,10 +214,8 @@ def split(data: bytes, records: Records) -> list[list[int]]:
             value = int.from_bytes(record, "little")
             if records.rotate:
                 value = (value << 1 | value >> 8 * size - 1) & (1 << 8 * size) - 1
-            for (bits, count), codes in zip(records.fields, planes, strict=True):
-                for _ in range(count):
-                    codes.append(value & (1 << bits) - 1)
-                    value >>= bits
+            for field, codes in zip(places, planes, strict=True):
+                codes += [sum((value >> place & 1) << bit for bit, place in enumerate(at)) for at in field]
     return planes
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from tests.gathers import Walk, fields_of, random_walks
 from tests.reference_decoder import Decoded
 
 NAMES = ("weight", "a.weight", "a b/c", "ключ", "0", "\u00e9\"'\\", "layers.10.mlp", "x" * 70, "\n", "\U0001f600", "")
@@ -72,6 +73,7 @@ class Records(NamedTuple):
     rotate: bool = False
     unit: int = 0
     lanes: int = 1
+    gather: list[Walk] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -79,7 +81,12 @@ class Records(NamedTuple):
 
     def to_json(self) -> Object:
         interleave = [self.unit, self.lanes] if self.unit else None
-        return {"fields": [list(field) for field in self.fields], "rotate": self.rotate, "interleave": interleave}
+        found: Object = {
+            "fields": [list(field) for field in self.fields],
+            "rotate": self.rotate,
+            "interleave": interleave,
+        }
+        return found if self.gather is None else {**found, "gather": self.gather}
 
 
 class File(NamedTuple):
@@ -278,7 +285,7 @@ def random_quantized(rng: np.random.Generator, name: str, shared: Shared) -> tup
         shared.grids.append(grid | ({"unknown": 1} if rng.random() < 0.1 else {}))
     entry: Object = {"dtype": dtype, "shape": list(shape)}
     entry["grid"] = next(i for i, other in enumerate(shared.grids) if grid.items() <= other.items())
-    records = random_records(rng, scale.itemsize)._replace(unit=0, lanes=1)
+    records = random_records(rng, scale.itemsize)._replace(unit=0, lanes=1, gather=None)
     entry["scale"] = number_of(records, shared.records)
 
     codes = random_codes(rng, rows * columns, num_bits)
@@ -393,6 +400,9 @@ def random_entry(rng: np.random.Generator, raw: bytes, records: int) -> tuple[Ob
 
 
 def random_records(rng: np.random.Generator, size: int) -> Records:
+    if rng.random() < 0.25:
+        walks = random_walks(rng, size)
+        return Records(fields_of(walks), gather=walks)
     fields: list[tuple[int, int]] = []
     left = 8 * size
     while left:
@@ -435,12 +445,29 @@ def take_apart(data: bytes, records: Records) -> list[list[int]]:
     bits = np.unpackbits(array.reshape(-1, records.nbytes), axis=1, bitorder="little")
     if records.rotate:
         bits = np.roll(bits, 1, axis=1)
+    if records.gather is not None:
+        order = [place for walk in records.gather for place in bits_of_walk(walk)]
+        bits = bits[:, order]
     planes, at = [], 0
     for width, count in records.fields:
         field = bits[:, at : at + width * count].reshape(-1, width).astype(int)
         planes.append([int(code) for code in field @ (1 << np.arange(width))])
         at += width * count
     return planes
+
+
+def bits_of_walk(walk: Walk) -> list[int]:
+    """The bits of a record that the codes of a field have, code by code."""
+    counts, *parts = walk
+    codes: list[list[int]] = [[]]
+    for n in counts:
+        codes = [[*digits, i] for digits in codes for i in range(n)]
+    return [
+        offset + int(np.dot(digits, strides)) + bit
+        for digits in codes
+        for width, offset, *strides in parts
+        for bit in range(width)
+    ]
 
 
 def random_shape(rng: np.random.Generator) -> tuple[int, ...]:

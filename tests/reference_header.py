@@ -5,6 +5,7 @@ See `reference_decoder` for its rules.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -274,6 +275,7 @@ def read_entry(value: object, grids: Sequence[Grid], records: Sequence[Records],
         size = DTYPE_BITS[grids[grid].scale_dtype] // 8
         must(records[scale].nbytes == size, f"{where} scale", "records of another size")
         must(not records[scale].unit, f"{where} scale", "interleaved records")
+        must(records[scale].gather is None, f"{where} scale", "gathered records")
         return Quantized(dtype, shape, grid, scale)
 
     must("scale" not in entry, where, "has a key of quantized tensors")
@@ -365,6 +367,7 @@ class Records:
     rotate: bool
     unit: int
     lanes: int
+    gather: list[list[list[int]]] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -384,7 +387,25 @@ class Records:
             and not self.rotate
             and self.lanes == 1
             and self.unit == 0
+            and self.gather is None
         )
+
+    def places(self) -> list[list[list[int]]]:
+        """For each code of each field the bits of the record that it has, the lowest first."""
+        if self.gather is None:
+            bits = iter(range(8 * self.nbytes))
+            return [[[next(bits) for _ in range(width)] for _ in range(count)] for width, count in self.fields]
+        return [
+            [
+                [
+                    offset + sum(map(math.prod, zip(digits, strides, strict=True))) + bit
+                    for width, offset, *strides in parts
+                    for bit in range(width)
+                ]
+                for digits in itertools.product(*map(range, counts))
+            ]
+            for counts, *parts in self.gather
+        ]
 
 
 def matrix(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -431,7 +452,33 @@ def read_records(value: object) -> Records:
         unit = an_int(interleave[0], f"{where} unit", 1, 65536)
         lanes = an_int(interleave[1], f"{where} lanes", 1, 2**24)
         must(size // 8 % unit == 0, f"{where} unit", "does not divide the record")
-    return Records(fields, rotate, unit, lanes)
+    if "gather" not in keys:
+        return Records(fields, rotate, unit, lanes)
+    must(not rotate and unit == 0 and size <= 8 * 1024, f"{where} gather", "not for such records")
+    gather = [read_walk(walk, size) for walk in a_list(keys["gather"], f"{where} gather")]
+    must(len(gather) == len(fields), f"{where} gather", f"{len(gather)} fields instead of {len(fields)}")
+    for (bits, count), (counts, *parts) in zip(fields, gather, strict=True):
+        must(math.prod(counts) == count, f"{where} gather", f"not {count} codes")
+        must(sum(part[0] for part in parts) == bits, f"{where} gather", f"not {bits} bits")
+    records = Records(fields, rotate, unit, lanes, gather)
+    found = sorted(bit for field in records.places() for code in field for bit in code)
+    must(found == list(range(size)), f"{where} gather", "not each bit once")
+    return records
+
+
+def read_walk(value: object, size: int) -> list[list[int]]:
+    """Counts and parts of a field of a gathered record of `size` bits."""
+    where = "section 3, records gather"
+    walk = [a_list(numbers, where) for numbers in a_list(value, where)]
+    must(len(walk) > 0, where, "no counts")
+    counts = [an_int(count, f"{where} count", 1, size) for count in walk[0]]
+    must(len(counts) <= 4, where, f"{len(counts)} counts")
+    parts = []
+    for numbers in walk[1:]:
+        must(len(numbers) == 2 + len(counts), where, f"a part of {len(numbers)} numbers")
+        parts.append([an_int(numbers[0], f"{where} bits", 1, 8)])
+        parts[-1] += [an_int(number, f"{where} offset or stride", 0, size) for number in numbers[1:]]
+    return [counts, *parts]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -66,6 +66,7 @@ def test_random_files_use_the_whole_format() -> None:
                 records = profile.records[entry.records]
                 seen.update([f"lossless {entry.dtype}", f"R = {records.nbytes}"])
                 seen.update(["rotate"] * records.rotate + ["interleave"] * (records.lanes > 1))
+                seen.update(["gather"] * (records.gather is not None))
                 seen.update(["palette"] * (entry.palette is not None) + ["base"] * (entry.base is not None))
                 seen.update([f"scales of {entry.dtype}"] * (entry.group is not None))
             elif isinstance(entry, header.Quantized):
@@ -86,6 +87,7 @@ def test_random_files_use_the_whole_format() -> None:
         | {"several streams"}
     )
     wanted |= {"empty", "tie", "row_class", "column_class", "palette", "base", "rotate", "rotated scales", "interleave"}
+    wanted |= {"gather"}
     wanted |= {f"R = {size}" for size in (1, 2, 3, 4, 8, 18, 144)} | set(encoder.PLAIN_BITS) | {"source"}
     wanted |= {f"scales of {dtype}" for dtype in ("F32", "F16", "BF16")}
     wanted |= {"lossless Q4_K", "lossless F4", "lossless BF16", "lossless F32", "lossless U8"}
@@ -102,7 +104,8 @@ def test_random_files_use_the_whole_format() -> None:
 def test_records_split_and_join(seed: int) -> None:
     rng = np.random.default_rng(seed)
     mine = encoder.random_records(rng, int(rng.choice([1, 2, 4, 8, 3, 18, 144])))
-    theirs = header.Records(mine.fields, mine.rotate, mine.unit, mine.lanes)
+    theirs = header.Records(mine.fields, mine.rotate, mine.unit, mine.lanes, mine.gather)
+    assert header.read_records(json.loads(json.dumps(mine.to_json()))) == theirs
     data = rng.bytes(mine.nbytes * mine.lanes * 3)
     planes = encoder.take_apart(data, mine)
     assert decoder.split(data, theirs) == planes
@@ -574,6 +577,16 @@ def test_worked_records() -> None:
     assert (
         " ".join(f"{(x << 1 | x >> 15) & 0xFFFF:04x}" for (x,) in struct.iter_unpack("<H", data)) in worked_examples()
     )
+
+
+def test_worked_gathered_records() -> None:
+    example = listings("gather.")
+    text = '{"fields": [[5,8]], "rotate": false, "interleave": null, "gather": [[[2,4], [4,8,4,8], [1,0,4,1]]]}'
+    assert f"`{text}`" in worked_examples()
+    records, codes = header.read_records(json.loads(text)), list(example["plane 0"])
+    assert decoder.join([codes], records) == example["bytes"]
+    assert encoder.take_apart(example["bytes"], Records(records.fields, gather=records.gather)) == [codes]
+    assert f"The codes are {' '.join(map(str, codes))}." in worked_examples()
 
 
 def test_worked_file() -> None:
