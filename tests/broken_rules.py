@@ -37,6 +37,37 @@ ODD_RECORDS: list[tuple[str, Edit]] = [
     ("records unit: does not divide", edits.records(0, interleave=[3, 2])),
     ("records lanes: 0 is not in", edits.records(0, interleave=[1, 0])),
     ("records lanes: 16777217 is not in", edits.records(0, interleave=[1, 2**24 + 1])),
+    ("records gather: not for such records", edits.records(0, gather=[])),
+]
+
+
+def apart(*walks: object, fields: object = ((4, 4),)) -> Edit:
+    """Records of two bytes that are gathered so."""
+    return edits.records(0, fields=fields, rotate=False, interleave=None, gather=[*walks])
+
+
+GATHERED: list[tuple[str, Edit]] = [
+    ("records gather: not an array", edits.records(0, rotate=False, interleave=None, gather=None)),
+    ("records gather: not for such records", apart(fields=[[8, 1025]])),
+    ("records gather: 0 fields instead of 1", apart()),
+    ("records gather: not an array", apart({})),
+    ("records gather: no counts", apart([])),
+    ("records gather: not an array", apart([4, [4, 0, 4]])),
+    ("records gather count: 0 is not in", apart([[0], [4, 0, 4]])),
+    ("records gather count: 17 is not in", apart([[17], [4, 0, 4]])),
+    ("records gather: 5 counts", apart([[4, 1, 1, 1, 1], [4, 0, 4, 0, 0, 0, 0]])),
+    ("records gather: not 4 codes", apart([[2, 3], [4, 0, 4, 8]])),
+    ("records gather: not 4 bits", apart([[4], [3, 0, 4]])),
+    ("records gather: not 4 bits", apart([[4]])),
+    ("records gather: a part of 2 numbers", apart([[4], [4, 0]])),
+    ("records gather bits: 0 is not in", apart([[4], [4, 0, 4], [0, 0, 4]])),
+    ("records gather bits: 9 is not in", apart([[4], [9, 0, 4]])),
+    ("records gather offset or stride: not an integer", apart([[4], [4, 0.5, 4]])),
+    ("records gather offset or stride: -4 is not in", apart([[4], [4, 12, -4]])),
+    ("records gather offset or stride: 17 is not in", apart([[4], [4, 17, 4]])),
+    ("records gather: not each bit once", apart([[4], [4, 4, 4]])),
+    ("records gather: not each bit once", apart([[4], [4, 0, 3]])),
+    ("records gather: not each bit once", apart([[4], [2, 0, 4], [2, 0, 4]])),
 ]
 
 
@@ -135,7 +166,7 @@ BROKEN: list[tuple[str, Edit]] = [
     ("section 3, grid: lacks a key", edits.meta("qzc.grids", "scale_method", "method")),
     ("section 3, 'b.qzc.row_class'", edits.replace("b.qzc.row_class", shape=(4, 1))),
     ("section 3, 'b.qzc.column_class'", edits.replace("b.qzc.column_class", dtype="I8")),
-    *((f"section 3, {where}", edit) for where, edit in ODD_RECORDS),
+    *((f"section 3, {where}", edit) for where, edit in ODD_RECORDS + GATHERED),
     ("section 3, 'p' palette: a number of no value", edits.payload("p", 0, 0, 0xE4)),
     ("section 4, qzc.chunks: dtype", edits.reshape("qzc.chunks", lambda n: (n,))),
     ("section 4, qzc.chunks: dtype", edits.replace("qzc.chunks", dtype="I8")),

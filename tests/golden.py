@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from qzc.codec.packing import pack_codes
 from qzc.codec.rate_tensor import LevelTensor, RateTensor
-from qzc.codec.records import Records
+from qzc.codec.records import Records, gathered
 from qzc.codec.tensor import QuantizationArgs, QuantizedTensor
 from qzc.formats.dtypes import file_bytes, safetensors_dtype
 from qzc.formats.safetensors import SafetensorsFile
@@ -78,6 +78,7 @@ def golden(model: Path) -> Iterator[Golden]:
     yield Golden("no_tensors", {})
     yield Golden("lossless_floats", dict(floats(down)))
     yield Golden("lossless_records", dict(of_odd_records(embed)))
+    yield Golden("lossless_gathered", dict(of_gathered_records()))
     yield Golden("palettes", dict(with_few_values()), replace(PLAN, coder="huffman"))
     yield Golden("scaled_palettes", dict(times_scales()))
     yield Golden("delta", dict(against_a_base(down[:5])))
@@ -168,6 +169,21 @@ def of_odd_records(weights: NDArray[np.float32]) -> Iterator[tuple[str, Lossless
     widths = Records((*((bits, 1) for bits in range(1, 9)), (1, 4)))
     yield "widths", Lossless("U8", (9, 45), data[: 9 * 45], widths)
     yield "fields", Lossless("I64", (60,), data[:480], Records(((1, 1),) * 64, True, (4, 3)))
+
+
+def of_gathered_records() -> Iterator[tuple[str, Lossless]]:
+    """Blocks with the fifth bits of their codes apart, and codes whose bits lie across bytes, in an order of their own."""
+    numbers = random_numbers(1280)
+    codes = (8 + numbers % 9 + (numbers >> 5) % 9).astype(np.uint8).reshape(40, 32)
+    scales = np.stack([numbers[:40] % 256, 40 + numbers[40:80] % 4], axis=1)
+    fifth = np.packbits(codes >> 4, axis=1, bitorder="little")
+    data = np.concatenate([scales, fifth, codes[:, :16] & 15 | codes[:, 16:] << 4], axis=1).astype(np.uint8).tobytes()
+    whole = gathered(((), (8, 0)), ((), (8, 8)), ((2, 16), (4, 48, 4, 8), (1, 16, 16, 1)))
+    yield "fifths", Lossless("GGUF_Q5_0", (40, 32), data, whole)
+    across = gathered(
+        ((2, 1, 2, 2), (3, 1, 3, 7, 12, 6), (1, 25, 4, 0, 1, 2)), ((), (1, 0), (7, 33)), ((8,), (1, 40, 1))
+    )
+    yield "across", Lossless("U8", (51, 6), data[: 51 * 6], across)
 
 
 def with_few_values() -> Iterator[tuple[str, Lossless]]:

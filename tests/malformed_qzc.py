@@ -313,6 +313,11 @@ def bad_lossless() -> Iterator[MalformedQzc]:
     yield MalformedQzc("records_no_lanes", records(interleave=[1, 0]), "cannot be interleaved")
     yield MalformedQzc("records_too_many_lanes", records(interleave=[1, 2**24 + 1]), "cannot be interleaved")
     yield MalformedQzc("records_do_not_fill_the_tensor", records(interleave=[1, 3]), "no whole number of its records")
+    apart: dict[str, Any] = {"rotate": False, "interleave": None, "fields": [[8, 2]]}
+    twice = records(**apart, gather=[[[2], [4, 0, 8], [4, 8, 4]]])
+    yield MalformedQzc("records_gather_bits_twice", twice, "do not have every bit of the record once")
+    outside = records(**apart, gather=[[[2], [4, 0, 8], [4, 4, 16]]])
+    yield MalformedQzc("records_gather_outside", outside, "gathered bits are not in the record")
     yield MalformedQzc("records_out_of_range", entry("f", records=9), "'f': records is 9, not below 3")
     alone = edits.both(
         edits.remove("qzc.source.rest"), edits.remove("qzc.source.offsets"), edits.set_meta("qzc.source_file", None)

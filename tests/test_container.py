@@ -102,8 +102,9 @@ def test_lossless_tensors_read_back(path: Path, seed: int, coder: str) -> None:
     rng = np.random.default_rng(seed)
     tensors: dict[str, Lossless | NDArray[Any]] = {"plain": rng.integers(0, 99, (2, 3))}
     for i, size in enumerate((1, 2, 4, 8, 3, 18, 144)):
-        fields, rotate, unit, lanes = random_records(rng, size)
-        records = Records(tuple(fields), rotate, (unit, lanes) if unit else None)
+        fields, rotate, unit, lanes, walks = random_records(rng, size)
+        gather = None if walks is None else tuple(tuple(tuple(item) for item in walk) for walk in walks)
+        records = Records(tuple(fields), rotate, (unit, lanes) if unit else None, gather)
         data = random_bytes(rng, int(rng.integers(0, 3000)) // records.span * records.span)
         base = random_bytes(rng, len(data)) if rng.random() < 0.3 else None
         tensors[f"{i}"] = Lossless("Q9", (i, 3), data, records, base=base)

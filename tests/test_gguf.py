@@ -150,6 +150,34 @@ def test_fields_are_the_codes_of_the_package(library_file: Path, weights: dict[s
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["Q5_0", "Q5_1", "Q3_K", "Q5_K", "Q6_K"])
+def test_codes_in_parts_are_put_together(name: str, library_file: Path, fixtures: Path) -> None:
+    """The planes have the codes as the package computes with them, in its order."""
+    path = library_file if name in SIMPLE else fixtures / "layouts" / "k_quants.gguf"
+    with GgufFile(path) as file:
+        data, (records,) = np.array(file.raw(f"{name}.weight")), file.records(f"{name}.weight")
+    blocks = data.size // records.nbytes
+    plain = zip(split(data, records), records.codes(data.size), records.widths, strict=True)
+    planes = [unpack_codes(plane, count, width).reshape(blocks, -1) for plane, count, width in plain]
+    number = 0 if name in ("Q3_K", "Q6_K") else -1
+    codes, ends = planes[number].astype(np.float32), planes[2:] if number == 0 else planes[: 2 if name == "Q5_0" else 4]
+    halves = [np.hstack(pair).view(np.float16).astype(np.float32) for pair in zip(ends[::2], ends[1::2], strict=True)]
+    assert records.fields[number] == (int(name[1]), codes.shape[1])
+    if name == "Q5_0":
+        values = halves[0] * (codes - 16)
+    elif name == "Q5_1":
+        values = halves[0] * codes + halves[1]
+    elif name == "Q5_K":
+        scale, least = gguf.quants.Q4_K.get_scale_min(np.concatenate(planes[4:7], axis=1))
+        steps, least = (np.repeat(half * some, 32, axis=1) for half, some in zip(halves, (scale, least), strict=True))
+        values = steps * codes - least
+    else:
+        scale = planes[1].astype(np.float32) - 32 if name == "Q3_K" else planes[1].view(np.int8).astype(np.float32)
+        values = np.repeat(halves[0] * scale, 16, axis=1) * (codes - (4 if name == "Q3_K" else 32))
+    wanted = gguf.quants.dequantize(data.reshape(blocks, -1), gguf.GGMLQuantizationType[name])
+    np.testing.assert_array_equal(values, wanted)
+
+
 def test_k_quants_are_of_the_model(fixtures: Path, weights: dict[str, NDArray[Any]]) -> None:
     matrix = weights["model.layers.0.self_attn.q_proj.weight"]
     with GgufFile(fixtures / "layouts" / "k_quants.gguf") as file:

@@ -305,7 +305,7 @@ def test_gguf_as_its_own_package_writes_it(tmp_path: Path) -> None:
     weights = np.random.default_rng(0).normal(0, 0.02, (512, 1024)).astype(np.float32)
     writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
     writer.add_string("general.name", "a test")
-    for kind in ("Q4_0", "Q8_0", "F16", "BF16", "F32"):
+    for kind in ("Q4_0", "Q5_0", "Q5_1", "Q8_0", "F16", "BF16", "F32"):
         dtype = gguf.GGMLQuantizationType[kind]
         data = weights.astype({"F16": np.float16}.get(kind, np.float32))
         if kind not in ("F16", "F32"):
@@ -316,10 +316,13 @@ def test_gguf_as_its_own_package_writes_it(tmp_path: Path) -> None:
     writer.write_tensors_to_file()
     writer.close()
     report = restored(tmp_path / "m.gguf", tmp_path / "out", PackOptions())
-    assert report.found == "GGUF (1 Q4_0, 1 Q8_0)"
+    assert report.found == "GGUF (1 Q4_0, 1 Q5_0, 1 Q5_1, 1 Q8_0)"
     with Reader(report.output) as reader:
         taken = {name: sum(reader.info(name).stored.values()) / reader.tensor_nbytes(name) for name in reader.keys()}
-    assert taken["Q4_0"] < 0.95 and taken["Q8_0"] < 0.97 and taken["BF16"] < 0.70 and taken["F32"] < 0.85
+        assert all(reader.profile.coded[name].records.gather for name in ("Q5_0", "Q5_1"))
+    assert taken["Q4_0"] < 0.95 and taken["Q8_0"] < 0.97
+    assert max(taken["Q5_0"], taken["Q5_1"]) < 0.94  # 0.98 and 0.95, were the fifth bits apart from the others
+    assert taken["BF16"] < 0.70 and taken["F32"] < 0.85
 
 
 # ---------------------------------------------------------------------------------------------------------------------
