@@ -21,7 +21,7 @@ def read_records(value: Any, path: str) -> Records:
     if not isinstance(value, dict) or not {"fields", "rotate", "interleave"} <= value.keys():
         raise CorruptionError(f"{path}: a record must have the keys fields, interleave, rotate")
     fields, rotate, interleave = value["fields"], value["rotate"], value["interleave"]
-    pairs = [*fields, *([] if interleave is None else [interleave])] if isinstance(fields, list) else [None]
+    pairs: list[Any] = [*fields, *([] if interleave is None else [interleave])] if isinstance(fields, list) else [None]
     if not all(_are_whole(pair) and len(pair) == 2 for pair in pairs):
         raise CorruptionError(f"{path}: fields and interleave of a record must be pairs of whole numbers")
     if not isinstance(rotate, bool):
