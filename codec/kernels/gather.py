@@ -24,6 +24,7 @@ BYTES = 2  # 8 codes lie in 8 bytes in a row, at the same place in each
 DENSE = 3  # 8 codes of less than 8 bits follow one another
 
 ONES = 0x0101010101010101
+BLOCK = SCRATCH // 2  # bytes of records, which stay in cache together with their codes, of a byte each
 
 
 @kernel
@@ -38,7 +39,7 @@ def split_gathered(
     size: int,
 ) -> None:
     """size: of a record, in bytes."""
-    block = max(8, SCRATCH // size // 8 * 8)
+    block = max(8, BLOCK // size // 8 * 8)
     scratch = np.empty(8 * size * block, np.uint8)
     masks = np.empty((4, 3), np.uint64)
     for start in range(begin, end, block):
@@ -75,7 +76,7 @@ def join_gathered(
     end: int,
     size: int,
 ) -> None:
-    block = max(8, SCRATCH // size // 8 * 8)
+    block = max(8, BLOCK // size // 8 * 8)
     scratch = np.empty(8 * size * block, np.uint8)
     masks = np.empty((4, 3), np.uint64)
     for start in range(begin, end, block):
