@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Event
@@ -22,7 +22,7 @@ def thread_map(threads: int) -> Iterator[RunMap]:
     """A `map` that runs on `threads` threads (0: as many as there are CPUs for this process), the caller's own among them.
 
     It gives results in order; the caller works while it waits for one. When a call fails, or the caller is interrupted, calls
-    not yet begun are dropped.
+    not yet begun are dropped, and those that have begun are waited for.
     """
     count = thread_count(threads)
     if count == 1:
@@ -66,11 +66,11 @@ class _Work:
             future, item = self.todo.popleft()
         except IndexError:
             return False
-        if future.set_running_or_notify_cancel():
-            try:
+        try:  # from here on, for who waits for a call must not wait for ever when its thread is interrupted
+            if future.set_running_or_notify_cancel():
                 future.set_result(self.function(item))
-            except BaseException as error:
-                future.set_exception(error)
+        except BaseException as error:
+            future.set_exception(error)
         return True
 
 
@@ -81,8 +81,8 @@ def _in_order(results: deque[Future[Any]], work: _Work) -> Iterator[Any]:
                 pass
             yield results.popleft().result()
     finally:
-        for future in results:
-            future.cancel()
+        # Calls that have begun may still write to memory that the caller is about to use for something else.
+        wait([future for future in results if not future.cancel()])
 
 
 def thread_count(threads: int) -> int:
