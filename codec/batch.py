@@ -67,10 +67,15 @@ class CodedFile:
         return numbers
 
     @cached_property
-    def sources(self) -> tuple[list[int], list[int], list[int]]:
-        """Of each chunk: where its bytes begin and end in the file, and their checksum."""
-        ends = self.index.offsets + self.index.rows["nbytes"]
-        return self.index.offsets.tolist(), ends.tolist(), self.index.rows["checksum"].tolist()
+    def sources(self) -> tuple[list[int], list[int]]:
+        """Of each chunk: where its bytes begin and end in the file."""
+        return self.index.offsets.tolist(), (self.index.offsets + self.index.rows["nbytes"]).tolist()
+
+    @cached_property
+    def to_compare(self) -> NDArray[np.uint64]:
+        """Of each chunk the address of its bytes, their number and their checksum, uint64 `[chunks, 3]`."""
+        columns = [self.index.offsets + self.data.ctypes.data, self.index.rows["nbytes"], self.index.rows["checksum"]]
+        return np.stack([column.astype(np.uint64) for column in columns], 1)
 
     @cached_property
     def lists(self) -> tuple[list[int], list[int], list[int]]:
@@ -248,10 +253,10 @@ def run_tasks(work: Sequence[Tasks], run: RunMap = map) -> None:
 
 
 def _check_stored(file: CodedFile, chunks: tuple[int, ...], run: RunMap) -> None:
-    view, (begins, ends, checksums) = file.data.data, file.sources
+    view, (begins, ends), checksums = file.data.data, file.sources, file.index.rows["checksum"]
 
     def differs(chunk: int) -> bool:
-        return xxh3_64_intdigest(view[begins[chunk] : ends[chunk]]) != checksums[chunk]
+        return xxh3_64_intdigest(view[begins[chunk] : ends[chunk]]) != int(checksums[chunk])
 
     for chunk, wrong in zip(chunks, run(differs, chunks), strict=True):
         if wrong:

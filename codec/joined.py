@@ -14,13 +14,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from xxhash import xxh3_64_intdigest
 
 from .ans import ANS16
 from .batch import OUT, CodedFile, Part, chunk_error
-from .escape16 import ESCAPE16, HEADER
+from .escape16 import ESCAPE16
 from .kernels.select import join_escaped
-from .kernels.status import HEADER_TRUNCATED, WRONG_CHECKSUM
+from .kernels.status import WRONG_CHECKSUM
 from .raw import RAW
 from .records import JOB_NBYTES, Records, kernel_fields
 from .run_map import RunMap
@@ -31,9 +30,7 @@ from .task import TASK
 PIECE_CODES = 1 << 17  # elements of a piece, at least: what is done for each in Python should not count
 MAX_PIECE_CODES = 1 << 20  # of a chunk: the planes of larger ones would not stay in cache
 _ALIGNMENT = 64
-_PAYLOAD, _NBYTES, _TABLE, _SIZE = (
-    TASK.names.index(name) if TASK.names else 0 for name in ("payload", "nbytes", "table", "size")
-)
+GROUP_NBYTES = 1 << 20  # of elements that are decoded together: what they need stays in cache
 
 Jobs = Callable[[], list[Callable[[], None]]]
 
@@ -77,28 +74,26 @@ def run_joined(tensors: Sequence[JoinedTensor], run: RunMap = map) -> list[Joine
 
 
 @dataclass(slots=True)
-class _Piece:
-    """Some elements of a tensor. out, begin, end: where they go. hashes: chunks whose checksums are to be compared.
+class _Group:
+    """Pieces that are decoded together. hashes: of chunks whose checksums are to be compared. tasks, joins, places: of these.
 
-    tasks: their numbers. calls: (coder, first task, behind the last one). escaped: the task of coder 6 of which only the
-    nibbles are decoded before the join, -1 if there is none.
+    calls: (coder, first task, behind the last one). others: the pieces that are not joined from nibbles: the number of its
+    places, how many elements it has, and where they go.
     """
 
-    count: int
-    out: NDArray[np.uint8]
-    begin: int
-    end: int
-    hashes: list[int]
-    tasks: range
+    hashes: tuple[int, int]
+    tasks: tuple[int, int]
+    joins: tuple[int, int]
+    places: tuple[int, int]
     calls: list[tuple[int, int, int]]
-    escaped: int
+    others: list[tuple[int, int, NDArray[np.uint8]]]
 
 
 class _Pieces:
     """Pieces of tensors of a file that have the same records.
 
     places: for each piece the addresses of what becomes the fields, from that of the thread's memory on where `inside` is 1.
-    chunks, offsets: for each task its chunk, and where in the thread's memory it is decoded to.
+    chunks, offsets: for each task its chunk, and where in the thread's memory it is decoded to. joins: see `join_escaped`.
     """
 
     def __init__(self, file: CodedFile, records: Records, damaged: list[tuple[int, int]]) -> None:
@@ -107,15 +102,18 @@ class _Pieces:
             (bits, count, width) for (bits, count), width in zip(records.fields, records.widths, strict=True)
         ]
         self._fuses = _apart(records) is not None and join_escaped() is not None
-        self._begins, self._ends, self._checksums = file.sources
+        self._begins, self._ends = file.sources
         self._coders, self._starts, self._sizes = file.lists
         self._base = file.data.ctypes.data
-        self._pieces: list[_Piece] = []
+        self._groups: list[_Group] = []
+        self._hashes: list[int] = []
         self._places: list[int] = []
         self._inside: list[int] = []
         self._chunks: list[int] = []
         self._offsets: list[int] = []
-        self._room = 0
+        self._joins: list[tuple[int, int, int, int]] = []
+        self._pieces, self._room = 0, 0
+        self._begin_group()
 
     def add(self, tensor: JoinedTensor) -> bool:
         """Cut a tensor into pieces. Returns whether that is possible."""
@@ -124,13 +122,11 @@ class _Pieces:
             bits == 8 and not any(self._coders[a:b]) and self._begins[a + 1 : b] == self._ends[a : b - 1]
             for (bits, _, _), a, b in zip(self._fields, bounds, bounds[1:], strict=False)
         ]
-        size = self._records.nbytes
+        size, out = self._records.nbytes, tensor.out.ctypes.data
         cuts, groups = self._cut(stored, bounds, tensor.out.size // size)
         reached = bounds[:-1]  # of stored planes the first chunk that no piece compares yet
         for (start, stop), (c, d) in zip(pairwise(cuts), pairwise(groups), strict=True):
-            piece = _Piece(stop - start, tensor.out, start * size, stop * size, [], range(0), [], -1)
-            tasks: list[tuple[int, int, int]] = []  # coder, chunk, offset
-            offset = 0
+            offset = self._offset
             for f, (bits, count, width) in enumerate(self._fields):
                 first = bounds[f]
                 if stored[f]:
@@ -142,21 +138,29 @@ class _Pieces:
                 else:
                     begin, end = first + c, first + d
                     place = self._begins[begin]
-                piece.hashes += range(begin, end)
+                self._hashes += range(begin, end)
                 alone = d - c == 1 and self._coders[begin] == RAW.id if not stored[f] else True
-                if alone and bits == width and piece.count * count * width % 8 == 0:
+                if alone and bits == width and (stop - start) * count * width % 8 == 0:
                     self._places.append(self._base + place)
                     self._inside.append(0)
                     continue
                 self._places.append(offset)
                 self._inside.append(1)
                 for chunk in range(begin, end):
-                    tasks.append((self._coders[chunk], chunk, offset))
+                    self._new.append((self._coders[chunk], chunk, offset))
                     offset += self._sizes[chunk]
                 offset = -(-offset // _ALIGNMENT) * _ALIGNMENT
-            self._room = max(self._room, offset)
-            self._add_calls(piece, tasks, bounds[-2] + c if self._fuses and d - c == 1 and not stored[-1] else -1)
-            self._pieces.append(piece)
+            highest = bounds[-2] + c
+            if self._fuses and d - c == 1 and not stored[-1] and self._coders[highest] == ESCAPE16.id:
+                self._nibbles[highest] = len(self._joins)
+                self._joins.append((0, self._pieces, out + start * size, stop - start))
+            else:
+                self._others.append((self._pieces, stop - start, tensor.out[start * size : stop * size]))
+            self._pieces += 1
+            self._offset = offset
+            self._nbytes += (stop - start) * size
+            if self._nbytes >= GROUP_NBYTES:
+                self._end_group()
         return bool(cuts)
 
     def _cut(self, stored: list[bool], bounds: list[int], elements: int) -> tuple[list[int], list[int]]:
@@ -181,109 +185,98 @@ class _Pieces:
         groups.append(len(starts))
         return ([], []) if max(b - a for a, b in pairwise(cuts)) > MAX_PIECE_CODES else (cuts, groups)
 
-    def _add_calls(self, piece: _Piece, tasks: list[tuple[int, int, int]], highest: int) -> None:
-        """highest: the chunk of the highest byte, if it may be joined from nibbles."""
-        piece.tasks = range(len(self._chunks), len(self._chunks) + len(tasks))
-        if len(tasks) > 1:
-            tasks.sort()
-        for coder, chunk, offset in tasks:
-            number = len(self._chunks)
-            if chunk == highest and coder == ESCAPE16.id:
-                coder, piece.escaped = ANS16.id, number
-            if piece.calls and piece.calls[-1][0] == coder:
-                piece.calls[-1] = coder, piece.calls[-1][1], number + 1
+    def _begin_group(self) -> None:
+        """nbytes, offset: of the pieces so far, and of the thread's memory. new: (coder, chunk, offset) of their tasks.
+
+        nibbles: of the chunks of coder 6 of which only the nibbles are decoded before the join, the number of the join.
+        """
+        self._firsts = len(self._hashes), len(self._chunks), len(self._joins), self._pieces
+        self._nbytes, self._offset = 0, 0
+        self._new: list[tuple[int, int, int]] = []
+        self._nibbles: dict[int, int] = {}
+        self._others: list[tuple[int, int, NDArray[np.uint8]]] = []
+
+    def _end_group(self) -> None:
+        calls: list[tuple[int, int, int]] = []
+        self._new.sort()
+        for number, (coder, chunk, offset) in enumerate(self._new, len(self._chunks)):
+            join = self._nibbles.get(chunk)
+            if join is not None:
+                coder, self._joins[join] = ANS16.id, (number, *self._joins[join][1:])
+            if calls and calls[-1][0] == coder:
+                calls[-1] = coder, calls[-1][1], number + 1
             else:
-                piece.calls.append((coder, number, number + 1))
+                calls.append((coder, number, number + 1))
             self._chunks.append(chunk)
             self._offsets.append(offset)
+        stops = len(self._hashes), len(self._chunks), len(self._joins), self._pieces
+        hashes, tasks, joins, places = zip(self._firsts, stops, strict=True)
+        self._groups.append(_Group(hashes, tasks, joins, places, calls, self._others))
+        self._room = max(self._room, self._offset)
+        self._begin_group()
 
     def jobs(self, together: bool) -> list[Callable[[], None]]:
         """Independent calls that decode all pieces."""
-        if not self._pieces:
+        if self._nbytes:
+            self._end_group()
+        if not self._groups:
             return []
         self._tasks = self._file.tasks[np.array(self._chunks, np.int64)]
         self._tasks[:, OUT] = self._offsets
-        shape = -1, len(self._fields)
+        self._status = np.zeros(len(self._chunks), np.int64)
+        shape = self._pieces, len(self._fields)
         self._addresses = np.array(self._places, np.uint64).reshape(shape)
         self._from_memory = np.array(self._inside, np.uint64).reshape(shape)
-        firsts, nbytes = [0], 0
-        for p, piece in enumerate(self._pieces):
-            if nbytes >= JOB_NBYTES and not together:
-                firsts.append(p)
-                nbytes = 0
-            nbytes += piece.end - piece.begin
-        return [partial(self._do, a, b) for a, b in pairwise([*firsts, len(self._pieces)])]
+        self._join_rows = np.array(self._joins, np.uint64).reshape(-1, 4)
+        self._escaped = np.zeros(len(self._joins), np.uint64)
+        self._to_compare = self._file.to_compare[np.array(self._hashes, np.int64)]
+        self._same = np.zeros(len(self._hashes), np.int64)
+        step = len(self._groups) if together else -(-JOB_NBYTES // GROUP_NBYTES)
+        return [partial(self._do, self._groups[i : i + step]) for i in range(0, len(self._groups), step)]
 
     def check(self) -> None:
         """Raises CorruptionError for the first damaged chunk of the file."""
         if self._damaged:
-            raise chunk_error(self._file, *min(self._damaged))
+            # What a coder says of bytes that have another checksum than they should does not matter.
+            raise chunk_error(self._file, *min(self._damaged, key=lambda found: (found[0], found[1] != WRONG_CHECKSUM)))
 
-    def _do(self, first: int, stop: int) -> None:
+    def _do(self, groups: list[_Group]) -> None:
+        from .kernels.pieces import compare, only_nibbles
         from .kernels.records import join_words
         from .kernels.select import batch_kernels
+        from .kernels.xxh3 import xxh3_address
 
         kernels, fields, rotate = batch_kernels(), kernel_fields(self._records), self._records.rotate
         fused, apart, size = join_escaped(), bool(_apart(self._records)), self._records.nbytes
+        xxh3, places, status, same = xxh3_address(), self._addresses, self._status, self._same
         memory = scratch(self._room + _ALIGNMENT)
         base = np.uint64(-(-memory.ctypes.data // _ALIGNMENT) * _ALIGNMENT)
-        addresses = self._addresses[first:stop] + self._from_memory[first:stop] * base
-        low, high = self._pieces[first].tasks.start, self._pieces[stop - 1].tasks.stop
-        numbers, status = self._tasks[low:high], np.zeros(high - low, np.int64)
-        numbers[:, OUT] += base
-        escapes = self._only_nibbles(
-            [piece.escaped for piece in self._pieces[first:stop] if piece.escaped >= 0], numbers, low
-        )
-        tasks, rows = numbers.view(TASK).reshape(-1), numbers.tolist()
-        for piece, places in zip(self._pieces[first:stop], addresses, strict=True):
-            if not self._same(piece.hashes):
-                continue
-            escaped = piece.escaped - low
-            number = escapes.get(piece.escaped, 0)
-            if number < 0:
-                status[escaped] = HEADER_TRUNCATED
-                continue
-            for coder, a, b in piece.calls:
-                kernels[coder](tasks[a - low : b - low], status[a - low : b - low])
-            out = piece.out[piece.begin : piece.end]
-            if piece.escaped < 0:
-                join_words(fields, places, out, 0, piece.count, rotate)
-            elif not status[escaped]:
-                assert fused is not None
-                row = rows[escaped]
-                bytes_at = row[_PAYLOAD] - number  # the escaped ones are in front of the nibbles
-                status[escaped] = fused(row[_TABLE], row[OUT], bytes_at, number, places, apart, out, size, rotate)
-        for task in np.flatnonzero(status).tolist():
-            self._damaged.append((self._chunks[low + task], int(status[task])))
-
-    def _only_nibbles(self, escaped: list[int], tasks: NDArray[np.uint64], low: int) -> dict[int, int]:
-        """Make tasks of coder 6 some of coder 2; returns how many bytes are escaped in each, -1 if there are not as many.
-
-        escaped: their numbers; `tasks` begin with task `low`.
-        """
-        view, escapes, skipped = self._file.data.data, {}, []
-        for number in escaped:
-            begin, end = self._begins[self._chunks[number]], self._ends[self._chunks[number]]
-            count = int.from_bytes(view[begin : begin + HEADER], "little")
-            fits = begin + HEADER + count <= end
-            escapes[number] = count if fits else -1
-            skipped.append(HEADER + count if fits else 0)
-        rows, nbytes = np.array(escaped, np.int64) - low, np.array(skipped, np.uint64)
-        tasks[rows, _PAYLOAD] += nbytes
-        tasks[rows, _NBYTES] -= nbytes
-        tasks[rows, _SIZE] = (tasks[rows, _SIZE] + np.uint64(1)) >> np.uint64(1)
-        return escapes
-
-    def _same(self, chunks: list[int]) -> bool:
-        """Whether the bytes of chunks have their checksums."""
-        if not self._file.verify:
-            return True
-        view, same = self._file.data.data, True
-        for chunk in chunks:
-            if xxh3_64_intdigest(view[self._begins[chunk] : self._ends[chunk]]) != self._checksums[chunk]:
-                self._damaged.append((chunk, WRONG_CHECKSUM))
-                same = False
-        return same
+        first, last = groups[0], groups[-1]
+        mine = slice(first.places[0], last.places[1])
+        places[mine] += self._from_memory[mine] * base
+        mine = slice(first.tasks[0], last.tasks[1])
+        self._tasks[mine, OUT] += base
+        tasks, joins, escaped = self._tasks.view(TASK).reshape(-1), self._join_rows, self._escaped
+        mine = slice(first.joins[0], last.joins[1])
+        if len(joins[mine]):
+            only_nibbles(tasks, joins[mine], escaped[mine])
+        for group in groups:
+            a, b = group.hashes
+            if self._file.verify:
+                compare(self._to_compare[a:b], same[a:b], xxh3)
+            for coder, a, b in group.calls:
+                kernels[coder](tasks[a:b], status[a:b])
+            a, b = group.joins
+            if fused is not None and a < b:
+                fused(tasks, status, joins[a:b], escaped[a:b], places, apart, size, rotate)
+            for number, count, out in group.others:
+                join_words(fields, places[number], out, 0, count, rotate)
+        for chunks, found, (a, b) in (
+            (self._hashes, same, (first.hashes[0], last.hashes[1])),
+            (self._chunks, status, (first.tasks[0], last.tasks[1])),
+        ):
+            for i in np.flatnonzero(found[a:b]).tolist():
+                self._damaged.append((chunks[a + i], int(found[a + i])))
 
 
 def _apart(records: Records) -> bool | None:

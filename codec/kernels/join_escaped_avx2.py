@@ -5,10 +5,12 @@ That is `escape16.put_bytes` and `records.join_words` in one, for records of 2 o
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from .ans_header import U
+from .ans_header import I, U
 from .escape16 import ESCAPE
 from .jit import inlined, kernel
 from .simd import (
@@ -54,27 +56,54 @@ _values, _patched = scratch(16), scratch(64)
 
 @kernel
 def join_escaped(
-    table: int,
-    nibbles: int,
-    escaped: int,
-    number: int,
+    tasks: NDArray[Any],
+    status: NDArray[np.int64],
+    joins: NDArray[np.uint64],
+    escaped: NDArray[np.uint64],
     planes: NDArray[np.uint64],
     apart: bool,
-    out: NDArray[np.uint8],
+    size: int,
+    rotate: bool,
+) -> None:
+    """Fill memory with records of `size` bytes, 2 or 4, piece by piece.
+
+    joins: of each piece the number of the task that has decoded its nibbles, that of its row in `planes`, the address of the
+    records and how many there are. Those whose task has failed are left out; `status` gets what is found in the others.
+    escaped: of each piece how many bytes have no symbol; they are in front of the payload of the task.
+    A row of planes: addresses of the bytes below, lowest first: a plane for each if they are `apart`, else one.
+    """
+    for j in range(len(joins)):
+        number = I(joins[j, 0])
+        if status[number] == OK:
+            t = tasks[number]
+            begin, end = t.payload - escaped[j], t.payload
+            status[number] = _join(
+                t.table, t.out, begin, end, planes[I(joins[j, 1])], apart, joins[j, 2], I(joins[j, 3]), size, rotate
+            )
+
+
+@inlined
+def _join(
+    table: U,
+    codes: U,
+    next: U,
+    end: U,
+    planes: NDArray[np.uint64],
+    apart: bool,
+    target: U,
+    n: int,
     size: int,
     rotate: bool,
 ) -> int:
-    """Fill `out` with records of `size` bytes, 2 or 4. Returns a number of `status`.
+    """Fill `n` records at `target`. Returns a number of `status`.
 
-    table: address of a row of the bank, 32 numbers of 16 bits. nibbles: of the symbols, packed. escaped: of `number` bytes that
-    have none. planes: addresses of the bytes below, lowest first: a plane for each if they are `apart`, else one.
+    table: address of a row of the bank, 32 numbers of 16 bits. codes: of the symbols, packed. next, end: of the bytes that have
+    none.
     """
     values = _values()
     for s in range(16):
-        store_u8(values + U(s), load_u8(U(table) + U(32 + 2 * s)))
+        store_u8(values + U(s), load_u8(table + U(32 + 2 * s)))
     by_symbol, buffer = load_twice(values), _patched()
-    codes, next, end, target = U(nibbles), U(escaped), U(escaped) + U(number), U(out.ctypes.data)
-    n = out.size // size
     around = target & U(31) == U(0)  # twice as fast, if memory is not new; else no slower
     whole = max(0, n - 2) // 64 * 64  # what is read beyond the bytes of a block is two records at most
     first = planes[0]

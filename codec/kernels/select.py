@@ -104,7 +104,7 @@ def to_nibbles() -> Callable[[NDArray[np.uint8], NDArray[np.uint16], NDArray[np.
 
 
 @cache
-def join_escaped() -> Callable[..., int] | None:
+def join_escaped() -> Callable[..., None] | None:
     """The vector kernel that joins floats while it decodes their exponents, where there is one."""
     if not vector_kernels():
         return None

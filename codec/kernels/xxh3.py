@@ -59,13 +59,13 @@ def xxh3_64(data: U, nbytes: I) -> U:
         high = _word(end - U(8)) ^ _word(s + U(40)) ^ _word(s + U(48))
         return _avalanche(n + _swap(low) + high + _fold(low, high))
     if nbytes > 3:
-        h = (_word32(end - U(4)) | _word32(data) << U(32)) ^ _word(s + U(8)) ^ _word(s + U(16))
+        h = (word32_at(end - U(4)) | word32_at(data) << U(32)) ^ _word(s + U(8)) ^ _word(s + U(16))
         h = (h ^ (h << U(49) | h >> U(15)) ^ (h << U(24) | h >> U(40))) * _MIX_SHORT
         h = (h ^ (h >> U(35)) + n) * _MIX_SHORT
         return h ^ h >> U(28)
     h = _word(s + U(56)) ^ _word(s + U(64))
     if nbytes > 0:
-        h = _word32(s) ^ _word32(s + U(4)) ^ _byte(end - U(1))
+        h = word32_at(s) ^ word32_at(s + U(4)) ^ _byte(end - U(1))
         h ^= _byte(data) << U(16) | _byte(data + (n >> U(1))) << U(24) | n << U(8)
     h = (h ^ h >> U(33)) * _SECOND
     h = (h ^ h >> U(29)) * _THIRD
@@ -195,7 +195,7 @@ def _scramble_lanes(typing_context: Any, lanes: Any, secret: Any) -> Any:
 _fold: Any = intrinsic(_fold_halves)
 _swap: Any = intrinsic(_swap_bytes)
 _lanes: Any = intrinsic(_room)
-_byte, _word32, _word = _loads(8), _loads(32), _loads(64)
+_byte, word32_at, _word = _loads(8), _loads(32), _loads(64)
 _begin: Any = intrinsic(_first_lanes)
 _stripe, _block = _stripes(1), _stripes(_BLOCK // _STRIPE)
 _scramble: Any = intrinsic(_scramble_lanes)
