@@ -26,7 +26,7 @@ PIECE_NBYTES = 1 << 22
 _ALONE = 16  # times as many for one thread: between calls it can be interrupted
 _LAST = 6  # A piece is at most a part of this number of what is left, so that threads end at about the same time.
 
-OUT, _XXH3 = (TASK.names.index(name) if TASK.names else 0 for name in ("out", "xxh3"))
+OUT, _XXH3, AHEAD = (TASK.names.index(name) if TASK.names else 0 for name in ("out", "xxh3", "ahead"))
 
 
 class CodedFile:
@@ -49,7 +49,7 @@ class CodedFile:
 
     @cached_property
     def tasks(self) -> NDArray[np.uint64]:
-        """One TASK for each chunk, uint64 `[chunks, 10]`, but for the address to decode to; payloads are not compared."""
+        """One TASK for each chunk, uint64 `[chunks, 12]`, but for the address to decode to; payloads are not compared."""
         index, rows = self.index, self.index.rows
         numbers = np.zeros((len(rows), TASK.itemsize // 8), np.uint64)
         tasks, coders = numbers.view(TASK).reshape(-1), rows["coder"]
@@ -198,7 +198,7 @@ Part: TypeAlias = CodeRange | WholePlane | StoredPlane
 
 @dataclass(frozen=True)
 class Tasks:
-    """Chunks of one file to decode. chunks: their numbers. tasks: uint64 `[count, 10]`, one TASK for each.
+    """Chunks of one file to decode. chunks: their numbers. tasks: uint64 `[count, 12]`, one TASK for each.
 
     alive: the arrays whose addresses the tasks hold. stored: chunks of which only the checksum is of interest.
     """

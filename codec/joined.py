@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
+from itertools import groupby, pairwise
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .ans import ANS16
-from .batch import OUT, CodedFile, Part, chunk_error
+from .batch import AHEAD, OUT, CodedFile, Part, chunk_error
 from .escape16 import ESCAPE16
 from .kernels.select import join_escaped
 from .kernels.status import WRONG_CHECKSUM
@@ -30,7 +31,7 @@ from .task import TASK
 PIECE_CODES = 1 << 17  # elements of a piece, at least: what is done for each in Python should not count
 MAX_PIECE_CODES = 1 << 20  # of a chunk: the planes of larger ones would not stay in cache
 _ALIGNMENT = 64
-GROUP_NBYTES = 1 << 20  # of elements that are decoded together: what they need stays in cache
+GROUP_NBYTES = 1 << 21  # of elements that are decoded together: what they need stays in cache
 
 Jobs = Callable[[], list[Callable[[], None]]]
 
@@ -93,7 +94,9 @@ class _Pieces:
     """Pieces of tensors of a file that have the same records.
 
     places: for each piece the addresses of what becomes the fields, from that of the thread's memory on where `inside` is 1.
-    chunks, offsets: for each task its chunk, and where in the thread's memory it is decoded to. joins: see `join_escaped`.
+    rows: for each task its coder, its chunk, where in the thread's memory it is decoded to, and if that is coder 6, of which only
+    the nibbles are decoded before the join, the number of this (else -1), and the first of the chunks, and their number, of
+    which the join reads the bytes. joins: see `join_escaped`.
     """
 
     def __init__(self, file: CodedFile, records: Records, damaged: list[tuple[int, int]]) -> None:
@@ -109,10 +112,9 @@ class _Pieces:
         self._hashes: list[int] = []
         self._places: list[int] = []
         self._inside: list[int] = []
-        self._chunks: list[int] = []
-        self._offsets: list[int] = []
+        self._rows: list[tuple[int, int, int, int, int, int]] = []
         self._joins: list[tuple[int, int, int, int]] = []
-        self._pieces, self._room = 0, 0
+        self._pieces = self._room = self._nbytes = self._offset = 0
         self._begin_group()
 
     def add(self, tensor: JoinedTensor) -> bool:
@@ -122,37 +124,43 @@ class _Pieces:
             bits == 8 and not any(self._coders[a:b]) and self._begins[a + 1 : b] == self._ends[a : b - 1]
             for (bits, _, _), a, b in zip(self._fields, bounds, bounds[1:], strict=False)
         ]
-        size, out = self._records.nbytes, tensor.out.ctypes.data
+        size, out, top = self._records.nbytes, tensor.out.ctypes.data, len(self._fields) - 1
+        coders, hashes, places, inside = self._coders, self._hashes, self._places, self._inside
         cuts, groups = self._cut(stored, bounds, tensor.out.size // size)
         reached = bounds[:-1]  # of stored planes the first chunk that no piece compares yet
         for (start, stop), (c, d) in zip(pairwise(cuts), pairwise(groups), strict=True):
-            offset = self._offset
+            offset, compared, new = self._offset, len(hashes), self._new
+            fuses = self._fuses and d - c == 1 and not stored[top] and coders[bounds[top] + c] == ESCAPE16.id
             for f, (bits, count, width) in enumerate(self._fields):
                 first = bounds[f]
                 if stored[f]:
-                    begin = end = reached[f]
-                    while end < bounds[f + 1] and self._starts[end] < stop * count:
+                    end, last = reached[f], bounds[f + 1]
+                    while end < last and self._starts[end] < stop * count:
                         end += 1
+                    hashes += range(reached[f], end)
                     reached[f] = end
-                    place = self._begins[first] + start * count
-                else:
-                    begin, end = first + c, first + d
-                    place = self._begins[begin]
-                self._hashes += range(begin, end)
-                alone = d - c == 1 and self._coders[begin] == RAW.id if not stored[f] else True
-                if alone and bits == width and (stop - start) * count * width % 8 == 0:
-                    self._places.append(self._base + place)
-                    self._inside.append(0)
+                    places.append(self._base + self._begins[first] + start * count)
+                    inside.append(0)
                     continue
-                self._places.append(offset)
-                self._inside.append(1)
-                for chunk in range(begin, end):
-                    self._new.append((self._coders[chunk], chunk, offset))
-                    offset += self._sizes[chunk]
+                begin, end = first + c, first + d
+                alone = d - c == 1 and coders[begin] == RAW.id
+                if alone and bits == width and (stop - start) * count * width % 8 == 0:
+                    places.append(self._base + self._begins[begin])
+                    inside.append(0)
+                    hashes.append(begin)
+                    continue
+                places.append(offset)
+                inside.append(1)
+                if fuses and f == top:
+                    new.append((ANS16.id, begin, offset, len(self._joins), compared, len(hashes) - compared))
+                    offset += self._sizes[begin]
+                else:
+                    for chunk in range(begin, end):
+                        new.append((coders[chunk], chunk, offset, -1, 0, 0))
+                        offset += self._sizes[chunk]
+                hashes += range(begin, end)
                 offset = -(-offset // _ALIGNMENT) * _ALIGNMENT
-            highest = bounds[-2] + c
-            if self._fuses and d - c == 1 and not stored[-1] and self._coders[highest] == ESCAPE16.id:
-                self._nibbles[highest] = len(self._joins)
+            if fuses:
                 self._joins.append((0, self._pieces, out + start * size, stop - start))
             else:
                 self._others.append((self._pieces, stop - start, tensor.out[start * size : stop * size]))
@@ -186,30 +194,21 @@ class _Pieces:
         return ([], []) if max(b - a for a, b in pairwise(cuts)) > MAX_PIECE_CODES else (cuts, groups)
 
     def _begin_group(self) -> None:
-        """nbytes, offset: of the pieces so far, and of the thread's memory. new: (coder, chunk, offset) of their tasks.
-
-        nibbles: of the chunks of coder 6 of which only the nibbles are decoded before the join, the number of the join.
-        """
-        self._firsts = len(self._hashes), len(self._chunks), len(self._joins), self._pieces
+        """nbytes, offset: of the pieces so far, and of the thread's memory. new: their tasks."""
+        self._firsts = len(self._hashes), len(self._rows), len(self._joins), self._pieces
         self._nbytes, self._offset = 0, 0
-        self._new: list[tuple[int, int, int]] = []
-        self._nibbles: dict[int, int] = {}
+        self._new: list[tuple[int, int, int, int, int, int]] = []
         self._others: list[tuple[int, int, NDArray[np.uint8]]] = []
 
     def _end_group(self) -> None:
         calls: list[tuple[int, int, int]] = []
         self._new.sort()
-        for number, (coder, chunk, offset) in enumerate(self._new, len(self._chunks)):
-            join = self._nibbles.get(chunk)
-            if join is not None:
-                coder, self._joins[join] = ANS16.id, (number, *self._joins[join][1:])
-            if calls and calls[-1][0] == coder:
-                calls[-1] = coder, calls[-1][1], number + 1
-            else:
-                calls.append((coder, number, number + 1))
-            self._chunks.append(chunk)
-            self._offsets.append(offset)
-        stops = len(self._hashes), len(self._chunks), len(self._joins), self._pieces
+        number = len(self._rows)
+        for coder, same in groupby(self._new, itemgetter(0)):
+            first, number = number, number + sum(1 for _ in same)
+            calls.append((coder, first, number))
+        self._rows += self._new
+        stops = len(self._hashes), len(self._rows), len(self._joins), self._pieces
         hashes, tasks, joins, places = zip(self._firsts, stops, strict=True)
         self._groups.append(_Group(hashes, tasks, joins, places, calls, self._others))
         self._room = max(self._room, self._offset)
@@ -221,15 +220,22 @@ class _Pieces:
             self._end_group()
         if not self._groups:
             return []
-        self._tasks = self._file.tasks[np.array(self._chunks, np.int64)]
-        self._tasks[:, OUT] = self._offsets
-        self._status = np.zeros(len(self._chunks), np.int64)
+        rows = np.array(self._rows, np.int64).reshape(-1, 6)
+        self._chunks = rows[:, 1]
+        self._tasks = self._file.tasks[self._chunks]
+        self._tasks[:, OUT] = rows[:, 2]
+        self._status = np.zeros(len(rows), np.int64)
         shape = self._pieces, len(self._fields)
         self._addresses = np.array(self._places, np.uint64).reshape(shape)
         self._from_memory = np.array(self._inside, np.uint64).reshape(shape)
         self._join_rows = np.array(self._joins, np.uint64).reshape(-1, 4)
+        nibbles = np.flatnonzero(rows[:, 3] >= 0)
+        self._join_rows[rows[nibbles, 3], 0] = nibbles
         self._escaped = np.zeros(len(self._joins), np.uint64)
-        self._to_compare = self._file.to_compare[np.array(self._hashes, np.int64)]
+        self._compared = np.array(self._hashes, np.int64)
+        self._to_compare = self._file.to_compare[self._compared]
+        self._tasks[:, AHEAD] = self._to_compare.ctypes.data + rows[:, 4] * self._to_compare.strides[0]
+        self._tasks[:, AHEAD + 1] = rows[:, 5]
         self._same = np.zeros(len(self._hashes), np.int64)
         step = len(self._groups) if together else -(-JOB_NBYTES // GROUP_NBYTES)
         return [partial(self._do, self._groups[i : i + step]) for i in range(0, len(self._groups), step)]
@@ -261,22 +267,22 @@ class _Pieces:
         if len(joins[mine]):
             only_nibbles(tasks, joins[mine], escaped[mine])
         for group in groups:
+            for coder, a, b in group.calls:
+                kernels[coder](tasks[a:b], status[a:b])
             a, b = group.hashes
             if self._file.verify:
                 compare(self._to_compare[a:b], same[a:b], xxh3)
-            for coder, a, b in group.calls:
-                kernels[coder](tasks[a:b], status[a:b])
             a, b = group.joins
             if fused is not None and a < b:
                 fused(tasks, status, joins[a:b], escaped[a:b], places, apart, size, rotate)
             for number, count, out in group.others:
                 join_words(fields, places[number], out, 0, count, rotate)
         for chunks, found, (a, b) in (
-            (self._hashes, same, (first.hashes[0], last.hashes[1])),
+            (self._compared, same, (first.hashes[0], last.hashes[1])),
             (self._chunks, status, (first.tasks[0], last.tasks[1])),
         ):
             for i in np.flatnonzero(found[a:b]).tolist():
-                self._damaged.append((chunks[a + i], int(found[a + i])))
+                self._damaged.append((int(chunks[a + i]), int(found[a + i])))
 
 
 def _apart(records: Records) -> bool | None:

@@ -32,11 +32,13 @@ from .simd import (
     greater_b,
     load,
     load_twice,
+    load_u64,
     mask_bits_h,
     min_h,
     mul_h,
     mul_high_h,
     or_,
+    prefetch,
     scratch,
     shift_left_h,
     shift_right_h,
@@ -45,6 +47,7 @@ from .simd import (
     splat_h,
     store,
     store_u8,
+    store_u64,
     sub_b,
     sub_saturate_h,
 )
@@ -53,15 +56,23 @@ _zero, _one, _low_bytes = splat_h(0), splat_h(1), splat_h(255)
 _three = splat_b(3)
 _up, _down, _times4 = shift_left_h(8), shift_right_h(8), shift_left_h(2)
 _in_order = constant_b([*range(0, 16, 2), *range(1, 16, 2)])  # undoes the interleaving of a and b
-_tables = scratch(10 * 16)
+_tables = scratch(10 * 16 + 5 * 8)
+_LINE = 64  # bytes that are brought into the caches at once
 
 
 @inlined
 def decode_ans16(
-    payload: NDArray[np.uint8], streams: int, frequencies: NDArray[np.uint16], out: NDArray[np.uint8]
+    payload: NDArray[np.uint8],
+    streams: int,
+    frequencies: NDArray[np.uint16],
+    out: NDArray[np.uint8],
+    ahead: U,
+    ranges: U,
 ) -> int:
+    """ahead, ranges: see `codec.task`. Memory is idle meanwhile, so that they are brought in for nothing."""
     tables = _tables()
     _fill(frequencies, tables)
+    _look_ahead(ahead, ranges, out.size, tables + U(160))
     return decode(payload, streams, frequencies, out, tables, _steps, _byte)
 
 
@@ -98,6 +109,20 @@ def _fill(frequencies: NDArray[np.uint16], t: U) -> None:
 
 
 @inlined
+def _look_ahead(ahead: U, ranges: U, nbytes: int, t: U) -> None:
+    """At t: the next address, the end of its range, the next range, their end, and how many lines are due in each step."""
+    total, end = U(0), ahead + U(24) * ranges
+    for i in range(ranges):
+        total += load_u64(ahead + U(24 * i + 8))
+    steps = U(nbytes // (4 * LANES) + 1)
+    store_u64(t, U(0))
+    store_u64(t + U(8), U(0))
+    store_u64(t + U(16), ahead)
+    store_u64(t + U(24), end)
+    store_u64(t + U(32), min((total // U(_LINE) + steps - U(1)) // steps, U(5)))
+
+
+@inlined
 def _byte(x: U, frequencies: NDArray[np.uint16], tables: U) -> tuple[U, U]:
     x, low = _nibble(x, frequencies)
     x, high = _nibble(x, frequencies)
@@ -123,12 +148,32 @@ def _steps(begin: U, end: U, live: int, s: U, position: Addresses, target: Addre
     )  # fmt: skip
     p0, p1, p2, p3 = position[0], position[1], position[2], position[3]
     o0, o1, o2, o3 = target[0], target[1], target[2], target[3]
-    at = begin
+    at, ahead = begin, load_u64(t + U(160))
+    if ahead >= load_u64(t + U(168)):
+        ahead = _next_range(t + U(160))
+    lines = U(0) if ahead == U(0) else load_u64(t + U(192))
     while at < end:
+        for _ in range(lines):
+            prefetch(ahead)
+            ahead += U(_LINE)
         p0, p1, p2, p3 = _step((s, s + STATE), (s + U(2) * STATE, s + U(3) * STATE), p0, p1, p2, p3,
                                (o0 + at, o1 + at), (o2 + at, o3 + at), tables)  # fmt: skip
         at += U(LANES)
+    store_u64(t + U(160), ahead)
     position[0], position[1], position[2], position[3] = p0, p1, p2, p3
+
+
+@inlined
+def _next_range(t: U) -> U:
+    """The first address of the next range, 0 if there is none."""
+    row = load_u64(t + U(16))
+    if row == load_u64(t + U(24)):
+        store_u64(t + U(8), U(0))
+        return U(0)
+    first = load_u64(row)
+    store_u64(t + U(8), first + load_u64(row + U(8)))
+    store_u64(t + U(16), row + U(24))
+    return first
 
 
 @inlined

@@ -24,7 +24,8 @@ def decode_ans16(tasks: NDArray[Any], status: NDArray[np.int64]) -> None:
             status[i] = WRONG_CHECKSUM
             continue
         out, table = bytes_at(t.out, t.size), numba.carray(words_at(t.table), (16,))
-        status[i] = ans16_decode_avx2.decode_ans16(bytes_at(t.payload, t.nbytes), I(t.streams), table, out)
+        payload = bytes_at(t.payload, t.nbytes)
+        status[i] = ans16_decode_avx2.decode_ans16(payload, I(t.streams), table, out, t.ahead, t.ranges)
         if status[i] == OK:
             status[i] = check(out, t.unused, t.spare)
 

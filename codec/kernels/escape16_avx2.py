@@ -49,7 +49,7 @@ def decode_escape16(payload: NDArray[np.uint8], streams: int, table: NDArray[np.
     if stop < 0:
         return HEADER_TRUNCATED
     half = (out.size + 1) // 2
-    status = ans16_decode_avx2.decode_ans16(payload[stop:], streams, table[:16], out[out.size - half :])
+    status = ans16_decode_avx2.decode_ans16(payload[stop:], streams, table[:16], out[out.size - half :], U(0), U(0))
     if status != OK:
         return status
     values = _values()

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from .ans_header import I, U
 from .escape16 import ESCAPE
 from .jit import inlined, kernel
+from .pieces import NONE
 from .simd import (
     Register,
     and_,
@@ -45,7 +46,7 @@ from .simd import (
     unpack_low_b,
     unpack_low_h,
 )
-from .status import BAD_ESCAPES, BAD_PADDING, OK
+from .status import BAD_ESCAPES, BAD_PADDING, HEADER_TRUNCATED, OK
 
 _nibbles, _below_escape, _zero = splat_b(15), splat_b(ESCAPE - 1), splat_b(0)
 _down = shift_right_h(4)  # of two bytes at once: masks take away what crosses over
@@ -69,13 +70,15 @@ def join_escaped(
 
     joins: of each piece the number of the task that has decoded its nibbles, that of its row in `planes`, the address of the
     records and how many there are. Those whose task has failed are left out; `status` gets what is found in the others.
-    escaped: of each piece how many bytes have no symbol; they are in front of the payload of the task.
+    escaped: of each piece how many bytes have no symbol; they are in front of the payload of the task. NONE if it has no number.
     A row of planes: addresses of the bytes below, lowest first: a plane for each if they are `apart`, else one.
     """
     for j in range(len(joins)):
         number = I(joins[j, 0])
-        if status[number] == OK:
-            t = tasks[number]
+        if escaped[j] == U(NONE):
+            status[number] = HEADER_TRUNCATED
+        elif status[number] == OK:
+            t: Any = tasks[number]
             begin, end = t.payload - escaped[j], t.payload
             status[number] = _join(
                 t.table, t.out, begin, end, planes[I(joins[j, 1])], apart, joins[j, 2], I(joins[j, 3]), size, rotate

@@ -13,6 +13,8 @@ from .jit import kernel
 from .status import OK, WRONG_CHECKSUM
 from .xxh3 import word32_at, xxh3_at
 
+NONE = 2**64 - 1
+
 
 @kernel
 def compare(sources: NDArray[np.uint64], status: NDArray[np.int64], xxh3: int) -> None:
@@ -26,11 +28,11 @@ def compare(sources: NDArray[np.uint64], status: NDArray[np.int64], xxh3: int) -
 def only_nibbles(tasks: NDArray[Any], joins: NDArray[np.uint64], escaped: NDArray[np.uint64]) -> None:
     """Make tasks of coder 6, those of `joins`, some of coder 2. Fills `escaped`: how many bytes have no symbol in each.
 
-    joins: see `join_escaped_avx2`. Where there are not as many the payload is empty, with which no coder is content.
+    joins: see `join_escaped_avx2`. Where there are not as many it is NONE, and the payload empty.
     """
     for i in range(len(joins)):
-        t = tasks[I(joins[i, 0])]
-        escaped[i], skipped = U(0), t.nbytes
+        t: Any = tasks[I(joins[i, 0])]
+        escaped[i], skipped = U(NONE), t.nbytes
         if t.nbytes >= U(HEADER):
             count = word32_at(t.payload)
             if count <= t.nbytes - U(HEADER):

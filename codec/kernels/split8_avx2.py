@@ -38,7 +38,7 @@ def decode_split8(
     half = (out.size + 1) // 2
     if payload.size < half:
         return HEADER_TRUNCATED
-    status = ans16_decode_avx2.decode_ans16(payload[half:], streams, frequencies, out[out.size - half :])
+    status = ans16_decode_avx2.decode_ans16(payload[half:], streams, frequencies, out[out.size - half :], U(0), U(0))
     if status != OK:
         return status
     low, target, pairs = U(payload.ctypes.data), U(out.ctypes.data), out.size // 2
