@@ -169,7 +169,7 @@ def _kernels(sample: Sample, threads: int = 1, run: RunMap = map) -> dict[str, J
     for i, (buffer, table, out) in enumerate(zip(buffers, tables, outs, strict=True)):
         payloads.append(memory[memory.size - encode_one(buffer, streams[i], table, memory) :].copy())
         place = payloads[-1].ctypes.data, payloads[-1].size, streams[i], table.ctypes.data, out.ctypes.data, out.size
-        tasks[i] = *place, 0, 0, 0, 0
+        tasks[i] = *place, *6 * (0,)
 
     def encode() -> None:
         for buffer, s, table in zip(buffers, streams, tables, strict=True):

@@ -97,7 +97,7 @@ def build(tensors: list[tuple[NDArray[np.uint8], int]], chunk_codes: int, stream
             assert np.array_equal(out, buffer)
             out[:] = 0
             place = payload.ctypes.data, payload.size, streams, bank.ctypes.data, out.ctypes.data, out.size
-            rows.append((*place, 0, 0, 0, 0))
+            rows.append((*place, *6 * (0,)))
             alive.append((payload, bank, out))
             nbytes += payload.size + ANS16.table_nbytes + CHUNK_DTYPE.itemsize
     return Layout(np.array(rows, TASK), alive, nbytes)

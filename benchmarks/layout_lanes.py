@@ -58,7 +58,7 @@ _states = scratch(4 * 128)
 def decode_four(
     payload: NDArray[np.uint8], streams: int, frequencies: NDArray[np.uint16], out: NDArray[np.uint8]
 ) -> int:
-    return decode_ans16(payload, streams, frequencies, out)
+    return decode_ans16(payload, streams, frequencies, out, U(0), U(0))
 
 
 def main() -> None:

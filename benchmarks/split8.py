@@ -48,7 +48,7 @@ class Job:
             bank, out = coder.parse_bank(table.to_bytes()), np.zeros_like(buffer)
             streams = coder.default_streams(buffer.size)
             places = payload.ctypes.data, payload.size, streams, bank.ctypes.data, out.ctypes.data, out.size
-            self.tasks[i] = *places, 0, 0, 0, 0
+            self.tasks[i] = *places, *6 * (0,)
             self.alive += [payload, bank, out]
             outs.append(out)
             self.nbytes += payload.size + coder.table_nbytes + CHUNK_DTYPE.itemsize

@@ -36,7 +36,7 @@ def test_only_sound_payloads_are_decoded(coder: Coder) -> None:
     checksum = xxhash.xxh3_64_intdigest(payload)
     for i, (wrong, address) in enumerate([(0, xxh3_address()), (1, xxh3_address()), (1 << 63, xxh3_address()), (1, 0)]):
         place = payload.ctypes.data, payload.size, streams, bank.ctypes.data, outs[i].ctypes.data, data.size
-        tasks[i] = *place, 0, 0, checksum ^ wrong, address
+        tasks[i] = *place, 0, 0, checksum ^ wrong, address, 0, 0
     batch_kernels()[coder.id](tasks, status)
     assert status.tolist() == [OK, WRONG_CHECKSUM, WRONG_CHECKSUM, OK]
     assert np.array_equal(outs[0], data) and np.array_equal(outs[3], data)

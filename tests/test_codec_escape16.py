@@ -346,7 +346,7 @@ def vector() -> Callable[..., int]:
 
 def status_of(kernel: Callable[..., None], payload: Bytes, row: NDArray[np.uint16], streams: int, out: Bytes) -> int:
     task, status = np.zeros(1, TASK), np.zeros(1, np.int64)
-    task[0] = (payload.ctypes.data, payload.size, streams, row.ctypes.data, out.ctypes.data, out.size, 0, 0, 0, 0)
+    task[0] = (payload.ctypes.data, payload.size, streams, row.ctypes.data, out.ctypes.data, out.size, *6 * (0,))
     kernel(task, status)
     return int(status[0])
 

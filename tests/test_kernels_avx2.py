@@ -40,7 +40,7 @@ def kernels(encoders: ModuleType, loops: ModuleType, coder: str) -> Kernels:
     def decode(payload: Bytes, streams: int, frequencies: Table, out: Bytes) -> int:
         tasks, status = np.zeros(1, TASK), np.full(1, -1)
         addresses = frequencies.ctypes.data, out.ctypes.data
-        tasks[0] = (payload.ctypes.data, payload.size, streams, *addresses, out.size, 0, 0, 0, 0)
+        tasks[0] = (payload.ctypes.data, payload.size, streams, *addresses, out.size, *6 * (0,))
         loop(tasks, status)
         return int(status[0])
 
