@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,8 +56,7 @@ class Choice:
     nbytes: int
 
 
-@dataclass(frozen=True)
-class _Cost:
+class _Cost(NamedTuple):
     """Of a plane, in bytes of the whole tensor. price: nbytes and what decoding is worth."""
 
     price: float
@@ -64,8 +64,7 @@ class _Cost:
     coder: str
 
 
-@dataclass(frozen=True)
-class _Field:
+class _Field(NamedTuple):
     """One or more lanes, or part of one. counts: of the bytes of these lanes (`[pieces, 256]`); None for other parts."""
 
     bits: int
@@ -132,16 +131,17 @@ def _by_records(data: NDArray[np.uint8], records: Records, sample_nbytes: int) -
 
 def _by_lanes(data: NDArray[np.uint8], lanes: Records, sample_nbytes: int) -> tuple[float, Choice]:
     """Price and choice of the best fields that keep to the bytes of a record, each a plane of `lanes`."""
-    from .kernels.plane_costs import count_lanes
+    from .kernels.plane_costs import count_lanes, cut_lanes
 
-    places = _places(data.size, lanes.span, sample_nbytes)
-    sampled = sum(stop - start for start, stop in places) < data.size
-    by_lane = np.zeros((lanes.nbytes, len(places), 256), np.int64)
-    count_lanes(read_only(data), lanes.nbytes, lanes.rotate, np.array(places, np.int64), by_lane)
-    codes = data.size // lanes.nbytes
+    size, (places, nbytes) = lanes.nbytes, _starts(data.size, lanes.span, sample_nbytes)
+    sampled, codes = nbytes < data.size, data.size // size
+    counts = np.zeros((size, len(places), 256), np.int64)
+    count_lanes(read_only(data), size, lanes.rotate, places, counts)
+    lows, rows = np.empty(size, np.int64), np.empty((size, 2, 3), np.float64)
+    cut_lanes(counts, codes, sampled, CHUNK_CODES, SMALL_CODES, log_units(), lows, rows)
     fields: list[_Field] = []
-    for counts in by_lane:
-        for field in _cut(counts, codes, sampled):
+    for low, costs, own in zip(lows.tolist(), rows.tolist(), counts, strict=True):
+        for field in _cut(low, costs, own):
             merged = _merge(fields[-1], field, codes, sampled) if fields else None
             fields[-1:] = [merged] if merged else [*fields[-1:], field]
     records = _records(tuple((field.bits, field.count) for field in fields), lanes.rotate)
@@ -161,24 +161,22 @@ def _choice(records: Records, costs: list[_Cost]) -> tuple[float, Choice]:
     return price, Choice(records, tuple(cost.coder for cost in costs), None, round(nbytes))
 
 
-def _cut(counts: NDArray[np.int64], codes: int, sampled: bool) -> list[_Field]:
-    """The cheapest fields of a lane: all of it as bytes or pairs of nibbles, or cut in two.
+def _cut(low: int, rows: list[list[float]], counts: NDArray[np.int64]) -> list[_Field]:
+    """The cheapest fields of a lane: all of it as bytes or pairs of nibbles, or cut in two. low, rows: see the kernel.
 
-    counts: of its bytes in each piece, int64 `[pieces, 256]`. codes: number of its bytes in the whole tensor.
+    counts: of its bytes in each piece, int64 `[pieces, 256]`.
     """
-    from .kernels.plane_costs import cut_lane
-
-    rows = np.empty((2, 3), np.float64)
-    low = cut_lane(counts, codes, sampled, CHUNK_CODES, SMALL_CODES, log_units(), rows)
-    costs = [_cost(row) for row in rows.tolist()]
     if low in (0, 8):
-        return [_Field(4, 2, costs[0], counts) if low else _Field(8, 1, costs[0], counts)]
-    return [_Field(low, 1, costs[0], None), _Field(8 - low, 1, costs[1], None)]
+        return [_Field(4, 2, _cost(rows[0]), counts) if low else _Field(8, 1, _cost(rows[0]), counts)]
+    return [_Field(low, 1, _cost(rows[0]), None), _Field(8 - low, 1, _cost(rows[1]), None)]
 
 
 def _merge(one: _Field, two: _Field, codes: int, sampled: bool) -> _Field | None:
-    """Neighbouring lanes as one field, if that is not worse: their bytes then share chunks and tables."""
-    if one.counts is None or two.counts is None or one.bits != two.bits:
+    """Neighbouring lanes as one field, if that is not worse: their bytes then share chunks and tables.
+
+    Not if just one is worth coding: together they have no less information.
+    """
+    if one.counts is None or two.counts is None or one.bits != two.bits or one.cost.coder != two.cost.coder:
         return None
     count = one.count + two.count
     counts = one.counts + two.counts
@@ -187,8 +185,7 @@ def _merge(one: _Field, two: _Field, codes: int, sampled: bool) -> _Field | None
     else:
         table = counts.reshape(-1, 16, 16)
         cost = _plane_cost(table.sum(axis=1) + table.sum(axis=2), codes * count, 4, sampled)
-    worth = 1 + ALIKE if one.cost.coder == two.cost.coder else 1
-    if cost.price > (one.cost.price + two.cost.price) * worth:
+    if cost.price > (one.cost.price + two.cost.price) * (1 + ALIKE):
         return None
     return _Field(one.bits, count, cost, counts)
 
@@ -212,6 +209,15 @@ def _counts(packed: NDArray[np.uint8], width: int) -> NDArray[np.int64]:
 
 def _sample(data: NDArray[np.uint8], span: int, nbytes: int) -> list[NDArray[np.uint8]]:
     return [data[start:stop] for start, stop in _places(data.size, span, nbytes)]
+
+
+@lru_cache(64)
+def _starts(size: int, span: int, nbytes: int) -> tuple[NDArray[np.int64], int]:
+    """The same, int64 `[pieces, 2]`, and how many bytes they have: models have few shapes."""
+    places = _places(size, span, nbytes)
+    starts = np.array(places, np.int64)
+    starts.flags.writeable = False
+    return starts, sum(stop - start for start, stop in places)
 
 
 def _places(size: int, span: int, nbytes: int) -> list[tuple[int, int]]:

@@ -30,13 +30,15 @@ def count(
 @inlined
 def likely_bytes(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     """The 15 most frequent bytes, from the most frequent on; of equally frequent ones the lower first."""
-    likely, taken = np.empty(ESCAPE, np.int64), np.zeros(256, np.uint8)
-    for s in range(ESCAPE):
-        best = -1
-        for byte in range(256):
-            if not taken[byte] and (best < 0 or counts[byte] > counts[best]):
-                best = byte
-        likely[s], taken[best] = best, 1
+    likely, most = np.empty(ESCAPE, np.int64), np.full(ESCAPE, -1, np.int64)
+    for byte in range(256):
+        n = counts[byte]
+        if n > most[ESCAPE - 1]:
+            s = ESCAPE - 1
+            while s > 0 and most[s - 1] < n:
+                likely[s], most[s] = likely[s - 1], most[s - 1]
+                s -= 1
+            likely[s], most[s] = byte, n
     return likely
 
 

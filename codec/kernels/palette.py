@@ -14,7 +14,7 @@ from .jit import inlined, kernel
 
 U: Any = np.uint64
 SLOTS = 4096  # of the hash table: 16 for each of 256 values
-BLOCK = 1 << 15  # elements between two looks at how many values there are
+FIRST, BLOCK = 1 << 11, 1 << 15  # elements until the first look at how many values there are, and between others
 _HASH = U(0x9E3779B97F4A7C15)
 
 
@@ -24,9 +24,11 @@ def collect(data: NDArray[np.uint8], size: int, limit: int, values: NDArray[np.u
     count, found = data.size // size, 0
     if size <= 2:
         seen = np.zeros(1 << 16, np.uint8)
-        for start in range(0, count, BLOCK):
-            for i in range(start, min(start + BLOCK, count)):  # without a branch: chance decides which value comes next
+        start, stop = 0, FIRST
+        while start < count:
+            for i in range(start, min(stop, count)):  # without a branch: chance decides which value comes next
                 seen[_element(data, i, size)] = 1
+            start, stop = stop, stop + BLOCK
             found = 0
             for k in range(1 << (8 * size)):
                 found += seen[k]

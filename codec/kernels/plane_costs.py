@@ -161,7 +161,26 @@ def plane_cost(
 
 
 @kernel
-def cut_lane(
+def cut_lanes(
+    counts: NDArray[np.int64],
+    codes: int,
+    sampled: bool,
+    chunk_codes: int,
+    small_codes: int,
+    logs: NDArray[np.int64],
+    lows: NDArray[np.int64],
+    costs: NDArray[np.float64],
+) -> None:
+    """The cheapest fields of lanes of `codes` bytes, counts int64 `[lanes, pieces, 256]`; their costs: float64 `[lanes, 2, 3]`.
+
+    lows: int64 `[lanes]`: 0 for all of a lane as bytes, 8 for pairs of nibbles, or how many low bits make a field of their own.
+    """
+    for i in range(len(counts)):
+        lows[i] = _cut_lane(counts[i], codes, sampled, chunk_codes, small_codes, logs, costs[i])
+
+
+@inlined
+def _cut_lane(
     counts: NDArray[np.int64],
     codes: int,
     sampled: bool,
@@ -170,10 +189,6 @@ def cut_lane(
     logs: NDArray[np.int64],
     costs: NDArray[np.float64],
 ) -> int:
-    """The cheapest fields of a lane of `codes` bytes, counts int64 `[pieces, 256]`; their costs in `costs` (float64 `[2, 3]`).
-
-    Returns 0 for all of it as bytes, 8 for pairs of nibbles, or how many low bits make a field of their own.
-    """
     pieces = len(counts)
     plane_cost(counts, codes, 8, sampled, chunk_codes, small_codes, logs, costs[0])
     changing, any_bit, every_bit, values = 0, 0, 255, 0
