@@ -17,6 +17,9 @@ def read_only(buffer: Buffer) -> NDArray[np.uint8]:
     read-only spares the second compilation.
     """
     array = buffer if isinstance(buffer, np.ndarray) else np.frombuffer(buffer, np.uint8)
-    view = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    if array.ndim == 1 and array.flags.c_contiguous and array.dtype == np.uint8:
+        view = array.view()
+    else:
+        view = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     view.flags.writeable = False
     return view

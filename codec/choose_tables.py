@@ -29,43 +29,59 @@ def choose_tables(
     if not coded:
         return coder, tables
     some = [counts[i] for i in coded]
-    cost, chosen = _own_or_shared(coder, some, run)
+    cost, chosen, entropy = _own_or_shared(coder, some, run)
     if coder is ANS16:
         # Where one nibble is much more likely than all others, 8 bits of probability waste some percent.
-        finer_cost, finer = _own_or_shared(ANS256, some, run)
+        finer_cost, finer, _ = _own_or_shared(ANS256, some, run)
         if finer_cost < cost * (1 - WORTH_BYTES):
             coder, chosen = ANS256, finer
     elif coder is ANS256:
         # 12 bits of probability are so fine that what they cost is the entropy.
-        entropy = sum(ANS256.fit(c).cost_bits(c) for c in some)
-        split_cost, split = _own_or_shared(SPLIT8, some, run)
-        split_cost += RAW_BITS * sum(int(c.sum()) for c in some)
-        likely_cost, rows = escape_tables(np.array(some))
+        allowed, together = max(cost, entropy * (1 + extra)), np.array(some)
+        likely_cost, rows = escape_tables(together)
         likely_cost += ESCAPES_BITS * len(some)
-        rows.flags.writeable = False  # as those of other tables: a kernel is compiled for each kind of array
-        likely: list[Table] = [EscapeTable(row) for row in rows]
-        if min(likely_cost, split_cost) <= max(cost, entropy * (1 + extra)):
+        split_cost, split = _split(together, some, min(allowed, likely_cost), run)
+        if min(likely_cost, split_cost) <= allowed:
+            rows.flags.writeable = False  # as those of other tables: a kernel is compiled for each kind of array
+            likely: list[Table] = [EscapeTable(row) for row in rows]
             coder, chosen = (ESCAPE16, likely) if likely_cost < split_cost else (SPLIT8, split)
     for i, table in zip(coded, chosen, strict=True):
         tables[i] = table
     return coder, tables
 
 
-def _own_or_shared(coder: Coder, counts: list[NDArray[np.int64]], run: RunMap) -> tuple[float, list[Table]]:
-    """A table for each chunk, its own or one that several share, whichever is cheaper; and the bits for all."""
+def _split(
+    together: NDArray[np.int64], counts: list[NDArray[np.int64]], allowed: float, run: RunMap
+) -> tuple[float, list[Table]]:
+    """Bits that split8 takes, and its tables; none are fitted where it is clear that these are more than `allowed`."""
+    from .kernels.entropies import entropies
+
+    _, halves, total = entropies(together, SPLIT_SHIFT, np.empty(len(together), np.uint8))
+    if (halves + RAW_BITS * total) * (1 - MARGIN) > allowed:
+        return float("inf"), []
+    cost, tables, _ = _own_or_shared(SPLIT8, counts, run)
+    return cost + RAW_BITS * total, tables
+
+
+def _own_or_shared(coder: Coder, counts: list[NDArray[np.int64]], run: RunMap) -> tuple[float, list[Table], float]:
+    """A table for each chunk, its own or one that several share, whichever is cheaper; the bits for all in front; behind, those of
+    the codes alone with tables of their own.
+    """
     price = 8 * coder.table_nbytes
     symbols = [coder.symbol_counts(c) for c in counts]
     own = list(run(coder.fit, counts))
-    own_costs = [table.cost_bits(c) + price for table, c in zip(own, symbols, strict=True)]
+    bits = [table.cost_bits(c) for table, c in zip(own, symbols, strict=True)]
+    own_costs = [cost + price for cost in bits]
     if len(own) == 1:
-        return own_costs[0], own
+        return own_costs[0], own, bits[0]
     shared = coder.fit(np.sum(counts, axis=0))
     assert shared is not None  # only coders with tables come here
     shared_costs = [shared.cost_bits(c) for c in symbols]
     cost = sum(map(min, own_costs, shared_costs)) + price
     if sum(own_costs) <= cost:
-        return sum(own_costs), own
-    return cost, [a if x < y else shared for a, x, y in zip(own, own_costs, shared_costs, strict=True)]
+        return sum(own_costs), own, sum(bits)
+    tables = [a if x < y else shared for a, x, y in zip(own, own_costs, shared_costs, strict=True)]
+    return cost, tables, sum(bits)
 
 
 def likely_rows(counts: NDArray[np.int64], extra: float) -> NDArray[np.uint16] | None:
@@ -73,23 +89,26 @@ def likely_rows(counts: NDArray[np.int64], extra: float) -> NDArray[np.uint16] |
 
     Rows of chunks that would not shrink have no frequencies, those of chunks whose bytes are all the same nothing but zeros.
     """
-    from .kernels.entropies import entropies
+    from .kernels.entropies import CONSTANT, HOPELESS, entropies
 
-    coded = np.count_nonzero(counts, axis=1) > 1
-    some = counts if coded.all() else counts[coded]
-    if not len(some):
-        return None
-    cost, rows = escape_tables(some)
-    cost = (cost + ESCAPES_BITS * len(some)) * (1 + MARGIN)
     # No table comes below the entropy.
-    hopeless = np.empty(len(some), np.uint8)
-    whole, halves, total = entropies(some, SPLIT_SHIFT, hopeless)
+    kinds = np.empty(len(counts), np.uint8)
+    whole, halves, total = entropies(counts, SPLIT_SHIFT, kinds)
+    found = kinds.tobytes()
+    constant = CONSTANT in found
+    if constant:
+        coded = kinds != CONSTANT
+        counts, kinds = counts[coded], kinds[coded]
+    if not len(counts):
+        return None
+    cost, rows = escape_tables(counts)
+    cost = (cost + ESCAPES_BITS * len(counts)) * (1 + MARGIN)
     if cost > whole * (1 + extra) or cost > halves + RAW_BITS * total + 8 * SPLIT8.table_nbytes:
         return None
-    if hopeless.any():
-        rows[hopeless > 0] = _RAW
-    if len(some) == len(counts):
+    if HOPELESS in found:
+        rows[kinds == HOPELESS] = _RAW
+    if not constant:
         return rows
-    found = np.zeros((len(counts), rows.shape[1]), np.uint16)
-    found[coded] = rows
-    return found
+    all_rows = np.zeros((len(coded), rows.shape[1]), np.uint16)
+    all_rows[coded] = rows
+    return all_rows

@@ -152,8 +152,7 @@ def encode_run(
             if len(chunks) == 1 and 2 * len(chunks[0].payload) < packed.size < SHORT_BYTES // 2:
                 chunks = _shorter(SHORT16, chunks[0], source, nibble_counts(source), storage_bits, EXTRA, room, verify)
             return chunks
-    buffers = [source[a:b] for a, b in pairwise(places)]
-    tables: list[Table | None] = [None] * len(buffers)
+    tables: list[Table | None] = [None] * len(plan)
     rows = None
     if coder.table_nbytes and plan:
         counts = run_counts(source, bounds, run)
@@ -163,15 +162,16 @@ def encode_run(
 
     def encode(index: int) -> EncodedChunk:
         start, stop = places[index], places[index + 1]
-        chunk = _encode_chunk(coder, tables[index], buffers[index], sizes[index], room[start:stop])
+        buffer = source[start:stop]
+        chunk = _encode_chunk(coder, tables[index], buffer, sizes[index], room[start:stop])
         if verify:
-            _verify(chunk, buffers[index])
+            _verify(chunk, buffer)
         return chunk
 
     if rows is not None:
         chunks = _encode_batch(ESCAPE16, escape_encoder(), source, bounds, sizes, rows, room, run, verify)
     else:
-        chunks = _drop_useless_tables(coder, list(run(encode, range(len(buffers)))), source, places)
+        chunks = _drop_useless_tables(coder, list(run(encode, range(len(plan)))), source, places)
     short = SHORT_BYTES if storage_bits == 8 else SHORT_BYTES // 2  # nibbles in pairs decode fast enough by ans256
     if choice == "ans" and len(plan) == 1 and packed.size < short and coder is not ANS16:
         chunks = _shorter(SHORT256, chunks[0], source, counts[0], storage_bits, extra, room, verify)

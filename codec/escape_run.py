@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import pairwise
 from types import ModuleType
 
 import numpy as np
@@ -23,7 +24,7 @@ def run_counts(packed: NDArray[np.uint8], bounds: NDArray[np.int64], run: RunMap
     packed: read-only; chunk i is its bytes `bounds[i] .. bounds[i + 1] - 1`, at least one.
     """
     counts = np.zeros((bounds.size - 1, 256), np.int64)
-    largest = int((bounds[1:] - bounds[:-1]).max())
+    largest = max(b - a for a, b in pairwise(bounds.tolist()))
 
     def count(piece: Piece) -> None:
         a, b = piece

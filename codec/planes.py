@@ -172,18 +172,21 @@ def _encode_planes(
         pass
     chunks: list[tuple[EncodedChunk, ...]] = []
     for coding, plane, part, size in zip(codings, planes, parts, coded, strict=True):
-        if size:
-            chunks.append(tuple(_kept(chunk) for chunk in coding.plane(plane, part, room[:size])))
-        else:
-            chunks.append(coding.plane(plane, part))
+        chunks.append(_kept(coding.plane(plane, part, room[:size])) if size else coding.plane(plane, part))
     return tuple(chunks)
 
 
-def _kept(chunk: EncodedChunk) -> EncodedChunk:
-    """A chunk with a payload of its own."""
-    payload = empty(len(chunk.payload))
-    payload[:] = chunk.payload
-    return replace(chunk, payload=payload.data)
+def _kept(chunks: Sequence[EncodedChunk]) -> tuple[EncodedChunk, ...]:
+    """Chunks, no deltas, with payloads in memory of their own."""
+    memory, begin = empty(sum([len(chunk.payload) for chunk in chunks])).data, 0
+    kept: list[EncodedChunk] = []
+    for chunk in chunks:
+        payload = memory[begin : begin + len(chunk.payload)]
+        payload[:] = chunk.payload
+        made = chunk.codes, chunk.coder, chunk.streams, chunk.table, payload, chunk.checksum
+        kept.append(EncodedChunk.made(*made))
+        begin += len(payload)
+    return tuple(kept)
 
 
 def encode_palette(

@@ -34,7 +34,7 @@ class Split8Coder:
     table_nbytes: int = ANS16.table_nbytes
 
     def symbol_counts(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:
-        high: NDArray[np.int64] = np.roll(counts, SHIFT).reshape(16, 16).sum(axis=1)
+        high: NDArray[np.int64] = np.concatenate((counts[-SHIFT:], counts[:-SHIFT])).reshape(16, 16).sum(axis=1)
         return high
 
     def fit(self, counts: NDArray[np.int64]) -> FrequencyTable:
