@@ -65,10 +65,10 @@ class _Cost(NamedTuple):
 
 
 class _Field(NamedTuple):
-    """One or more lanes, or part of one. counts: of the bytes of these lanes (`[pieces, 256]`); None for other parts."""
+    """One or more lanes, or part of one. number: of lanes. counts: of the bytes of these lanes (`[pieces, 256]`); None for other parts."""
 
     bits: int
-    count: int
+    number: int
     cost: _Cost
     counts: NDArray[np.int64] | None
 
@@ -144,7 +144,7 @@ def _by_lanes(data: NDArray[np.uint8], lanes: Records, sample_nbytes: int) -> tu
         for field in _cut(low, costs, own):
             merged = _merge(fields[-1], field, codes, sampled) if fields else None
             fields[-1:] = [merged] if merged else [*fields[-1:], field]
-    records = _records(tuple((field.bits, field.count) for field in fields), lanes.rotate)
+    records = _records(tuple((field.bits, field.number) for field in fields), lanes.rotate)
     if len(fields) == 1:  # all bytes alike: their order does not matter
         records = _records(((8, 1),) if fields[0].bits == 8 else ((4, 2),), False)
     return _choice(records, [field.cost for field in fields])
@@ -178,7 +178,7 @@ def _merge(one: _Field, two: _Field, codes: int, sampled: bool) -> _Field | None
     """
     if one.counts is None or two.counts is None or one.bits != two.bits or one.cost.coder != two.cost.coder:
         return None
-    count = one.count + two.count
+    count = one.number + two.number
     counts = one.counts + two.counts
     if one.bits == 8:
         cost = _plane_cost(counts, codes * count, 8, sampled)

@@ -95,9 +95,8 @@ def likely_rows(counts: NDArray[np.int64], extra: float) -> NDArray[np.uint16] |
     kinds = np.empty(len(counts), np.uint8)
     whole, halves, total = entropies(counts, SPLIT_SHIFT, kinds)
     found = kinds.tobytes()
-    constant = CONSTANT in found
-    if constant:
-        coded = kinds != CONSTANT
+    coded = kinds != CONSTANT if CONSTANT in found else None
+    if coded is not None:
         counts, kinds = counts[coded], kinds[coded]
     if not len(counts):
         return None
@@ -107,7 +106,7 @@ def likely_rows(counts: NDArray[np.int64], extra: float) -> NDArray[np.uint16] |
         return None
     if HOPELESS in found:
         rows[kinds == HOPELESS] = _RAW
-    if not constant:
+    if coded is None:
         return rows
     all_rows = np.zeros((len(coded), rows.shape[1]), np.uint16)
     all_rows[coded] = rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -131,20 +132,18 @@ def encode_run(
     if packed.shape != (packed_nbytes(codes, storage_bits),):
         raise InvalidArgumentError(f"{codes} codes of {storage_bits} bits do not fill a buffer of shape {packed.shape}")
     coder = coder_for(choice, storage_bits)
-    plan = plan_chunks(codes, storage_bits, chunk_codes)
+    sizes, places, bounds = _layout(codes, storage_bits, chunk_codes)
     source = read_only(packed)
     if coder is RAW:
-        return [
-            _chunk(b - a, RAW, 0, b"", source[a * storage_bits // 8 : packed_nbytes(b, storage_bits)]) for a, b in plan
-        ]
+        return [_chunk(n, RAW, 0, b"", source[a:b]) for n, (a, b) in zip(sizes, pairwise(places), strict=True)]
+    if not sizes:
+        return []
     # Payloads of a run lie in one piece of memory, each where its codes lie in the packed run: the allocator keeps such a
     # piece for the next run, while small ones go back to the system, and new pages cost as much as filling them.
     room = empty(packed.size) if room is None else room
-    if coder is ANS16 and len(plan) == 1 and packed.size < (SHORT_NBYTES if pairs else SHORT_NIBBLES):
+    if coder is ANS16 and len(sizes) == 1 and packed.size < (SHORT_NBYTES if pairs else SHORT_NIBBLES):
         return _encode_short(source, codes, storage_bits, room, pairs, verify)
-    places = [0, *[packed_nbytes(b, storage_bits) for _, b in plan]]
-    bounds, sizes = np.array(places, np.int64), [b - a for a, b in plan]
-    if coder is ANS16 and plan:
+    if coder is ANS16:
         frequencies = nibble_tables(source, bounds, run, pairs)
         if frequencies is not None:
             chunks = _encode_batch(ANS16, nibble_encoder(), source, bounds, sizes, frequencies, room, run, verify)
@@ -152,13 +151,11 @@ def encode_run(
             if len(chunks) == 1 and 2 * len(chunks[0].payload) < packed.size < SHORT_BYTES // 2:
                 chunks = _shorter(SHORT16, chunks[0], source, nibble_counts(source), storage_bits, EXTRA, room, verify)
             return chunks
-    tables: list[Table | None] = [None] * len(plan)
-    rows = None
-    if coder.table_nbytes and plan:
-        counts = run_counts(source, bounds, run)
-        rows = likely_rows(counts, extra) if coder is ANS256 else None
-        if rows is None:
-            coder, tables = choose_tables(coder, list(counts), run, extra)
+    counts = run_counts(source, bounds, run)
+    rows = likely_rows(counts, extra) if coder is ANS256 else None
+    tables: list[Table | None] = []
+    if rows is None:
+        coder, tables = choose_tables(coder, list(counts), run, extra)
 
     def encode(index: int) -> EncodedChunk:
         start, stop = places[index], places[index + 1]
@@ -171,11 +168,21 @@ def encode_run(
     if rows is not None:
         chunks = _encode_batch(ESCAPE16, escape_encoder(), source, bounds, sizes, rows, room, run, verify)
     else:
-        chunks = _drop_useless_tables(coder, list(run(encode, range(len(plan)))), source, places)
+        chunks = _drop_useless_tables(coder, list(run(encode, range(len(sizes)))), source, places)
     short = SHORT_BYTES if storage_bits == 8 else SHORT_BYTES // 2  # nibbles in pairs decode fast enough by ans256
-    if choice == "ans" and len(plan) == 1 and packed.size < short and coder is not ANS16:
+    if choice == "ans" and len(sizes) == 1 and packed.size < short and coder is not ANS16:
         chunks = _shorter(SHORT256, chunks[0], source, counts[0], storage_bits, extra, room, verify)
     return chunks
+
+
+@lru_cache(256)
+def _layout(
+    codes: int, storage_bits: int, chunk_codes: int
+) -> tuple[tuple[int, ...], tuple[int, ...], NDArray[np.int64]]:
+    """Codes of the chunks of a run, and where they begin and end in it, twice; nobody writes to the array. Models have few shapes."""
+    plan = plan_chunks(codes, storage_bits, chunk_codes)
+    places = (0, *[packed_nbytes(b, storage_bits) for _, b in plan])
+    return tuple(b - a for a, b in plan), places, np.array(places, np.int64)
 
 
 def _encode_short(
@@ -223,7 +230,7 @@ def _encode_batch(
     encoder: ChunkEncoder,
     packed: NDArray[np.uint8],
     bounds: NDArray[np.int64],
-    codes: list[int],
+    codes: Sequence[int],
     tables: NDArray[np.uint16],
     room: NDArray[np.uint8],
     run: RunMap,
@@ -332,7 +339,7 @@ def _verify(chunk: EncodedChunk, buffer: NDArray[np.uint8]) -> None:
 
 
 def _drop_useless_tables(
-    coder: Coder, chunks: list[EncodedChunk], packed: NDArray[np.uint8], places: list[int]
+    coder: Coder, chunks: list[EncodedChunk], packed: NDArray[np.uint8], places: Sequence[int]
 ) -> list[EncodedChunk]:
     """Store chunks raw where a table costs more than all chunks that use it save."""
     saving = [b - a - len(chunk.payload) for chunk, (a, b) in zip(chunks, pairwise(places), strict=True)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -66,7 +66,7 @@ def encode_chunks(
     encoder: ChunkEncoder,
     packed: NDArray[np.uint8],
     bounds: NDArray[np.int64],
-    codes: list[int],
+    codes: Sequence[int],
     tables: NDArray[np.uint16],
     room: NDArray[np.uint8],
     finish: Callable[[int, list[int], list[int], list[int]], list[Any]],

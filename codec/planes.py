@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -85,6 +86,7 @@ def grid_planes(
     return (codes, *zero_points, *byte_planes(scales * scale.nbytes, scale))
 
 
+@lru_cache(256)
 def byte_planes(nbytes: int, records: Records, palette: int = 0, group: int = 0) -> tuple[Plane, ...]:
     """The planes of `nbytes` bytes, a whole number of records; palette: how many values there are, if they are listed; group:
     how many elements share a scale, if the values have scales.

@@ -70,7 +70,9 @@ def encode(
     checksums: NDArray[np.uint64],
     xxh3: int,
 ) -> None:
-    encode_any = _encode_narrow if rows[:, :16].max() <= NARROW else _encode_wide
+    # Of one row the maximum of NumPy takes longer than that of Python.
+    largest = max(rows[0, :16].tolist()) if len(rows) == 1 else rows[:, :16].max()
+    encode_any = _encode_narrow if largest <= NARROW else _encode_wide
     encode_any(packed, bounds, streams, rows, memory, room, nbytes, checksums, xxh3)
 
 
