@@ -124,12 +124,13 @@ def plane_cost(
         few, all_few = np.zeros(16, np.int64), np.zeros(16, np.int64)
         few_units, sum_few = np.zeros(pieces, np.float64), 0.0
         for i in range(pieces):
-            few[ESCAPE] = 0
+            escaped = 0
             for s in range(256):
-                few[ESCAPE] += counts[i, s]
+                escaped += counts[i, s]
             for s in range(ESCAPE):
                 few[s] = counts[i, likely[s]]
-                few[ESCAPE] -= few[s]
+                escaped -= few[s]
+            few[ESCAPE] = escaped
             for s in range(16):
                 all_few[s] += few[s]
             few_units[i] = _entropy(few, logs) * (1 + COARSE) + few[ESCAPE] * 8.0 * UNITS
@@ -142,10 +143,10 @@ def plane_cost(
     # With tables of their own, each piece as it is best: chunks will choose for themselves, too.
     own_price, own = 0.0, 0.0
     for i in range(pieces):
-        share = 0.0
+        counted = 0
         for s in range(symbols):
-            share += counts[i, s]
-        share /= total
+            counted += counts[i, s]
+        share = counted / total
         if constant[i]:
             nbytes = share * (rows + chunks)
             own_price += nbytes
