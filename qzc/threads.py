@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import Event
+from functools import partial
+from threading import Condition, Event
 from typing import Any
 
 from .codec.errors import InvalidArgumentError
@@ -32,11 +33,10 @@ def thread_map(threads: int) -> Iterator[RunMap]:
     pool = ThreadPoolExecutor(count - 1, thread_name_prefix="qzc")
 
     def run(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterable[Any]:
-        work = _Work(function, deque((Future[Any](), item) for item in items))
-        results = deque(future for future, _ in work.todo)
-        for _ in range(min(count, len(results)) - 1):
+        work = _Work(function, [_Call(item) for item in items])
+        for _ in range(min(count, len(work.calls)) - 1):
             pool.submit(work.do_all, closing)
-        return _in_order(results, work)
+        return work.results()
 
     try:
         yield run
@@ -45,44 +45,68 @@ def thread_map(threads: int) -> Iterator[RunMap]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
+class _Call:
+    item: Any
+    done: bool = False
+    result: Any = None
+    error: BaseException | None = None
+
+
 class _Work:
-    """Calls of a function that have not begun. Each thread takes calls until there is none.
+    """Calls of a function. Each thread takes calls until there is none.
 
     To hand over each call by itself, as `ThreadPoolExecutor.map` does, takes so long that the second thread begins when a small
     model is half decoded.
     """
 
-    function: Callable[[Any], Any]
-    todo: deque[tuple[Future[Any], Any]]
+    def __init__(self, function: Callable[[Any], Any], calls: list[_Call]) -> None:
+        self.function, self.calls = function, calls
+        self._todo = deque(calls)
+        self._active = 0  # calls that threads of the pool have begun
+        self._changed = Condition()
 
     def do_all(self, closing: Event) -> None:
-        while not closing.is_set() and self.do_next():
-            pass
+        """For a thread of the pool."""
+        while not closing.is_set():
+            with self._changed:
+                if not self._todo:
+                    return
+                call = self._todo.popleft()
+                self._active += 1
+            self._do(call)
+            with self._changed:
+                self._active -= 1
+                self._changed.notify_all()
 
-    def do_next(self) -> bool:
-        """Do one call. Returns whether there was one."""
+    def results(self) -> Iterator[Any]:
+        """What the calls return, in order. The caller works while it waits."""
         try:
-            future, item = self.todo.popleft()
-        except IndexError:
-            return False
-        try:  # from here on, for who waits for a call must not wait for ever when its thread is interrupted
-            if future.set_running_or_notify_cancel():
-                future.set_result(self.function(item))
+            for call in self.calls:
+                while not call.done:
+                    try:
+                        own = self._todo.popleft()
+                    except IndexError:  # another thread is at it
+                        with self._changed:
+                            self._changed.wait_for(partial(getattr, call, "done"))
+                    else:
+                        self._do(own)
+                if call.error is not None:
+                    raise call.error
+                yield call.result
+                call.result = None
+        finally:
+            self._todo.clear()
+            # Calls that have begun may still write to memory that the caller is about to use for something else.
+            with self._changed:
+                self._changed.wait_for(lambda: not self._active)
+
+    def _do(self, call: _Call) -> None:
+        try:
+            call.result = self.function(call.item)
         except BaseException as error:
-            future.set_exception(error)
-        return True
-
-
-def _in_order(results: deque[Future[Any]], work: _Work) -> Iterator[Any]:
-    try:
-        while results:
-            while not results[0].done() and work.do_next():
-                pass
-            yield results.popleft().result()
-    finally:
-        # Calls that have begun may still write to memory that the caller is about to use for something else.
-        wait([future for future in results if not future.cancel()])
+            call.error = error
+        call.done = True
 
 
 def thread_count(threads: int) -> int:
