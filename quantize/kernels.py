@@ -44,10 +44,9 @@ def extremes(bits: NDArray[np.int32]) -> tuple[int, int]:
     """
     high = np.int32(0)
     low = np.uint32(0x80000000)
-    unsigned = bits.view(np.uint32)
     for i in range(bits.size):
         high = max(high, bits[i])
-        low = max(low, unsigned[i])
+        low = max(low, np.uint32(bits[i]))
     return int(low), int(high)
 
 
@@ -290,6 +289,7 @@ _squared_errors, _learn, _magnitude, _write_codes = (
 @kernel
 def quantize_segments(
     weights: NDArray[np.float32],
+    bits: NDArray[np.int32],
     columns: int,
     segment: int,
     num_bits: int,
@@ -302,13 +302,12 @@ def quantize_segments(
 ) -> int:
     """Quantize rows of `columns` weights, each cut into segments of `segment` weights (the last one may be shorter).
 
-    weights f32[rows * columns] -> scales f32[rows * segments], zero_points u8 likewise (asymmetric only), codes u8, one
+    weights f32[rows * columns], bits the same as i32 -> scales f32[rows * segments], zero_points u8 likewise (asymmetric only), codes u8, one
     per weight. Returns OK, or NOT_FINITE or SCALE_OVERFLOW at the first segment that has no scale.
     """
     state = np.empty(STATE, np.float64)
     tried = np.empty(CANDIDATES, np.float32)
     errors = np.empty(CANDIDATES, np.float64)
-    bits = weights.view(np.int32)
     k = 0
     for row in range(0, weights.size, columns):
         for first in range(row, row + columns, segment):

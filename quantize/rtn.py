@@ -128,8 +128,10 @@ class _Work:
         args = self._args
         codes = self._scratch(slab)
         zero_points = np.empty(0, np.uint8) if self.zero_point is None else self.zero_point[slab].reshape(-1)
+        weights = float32_weights(self._tensor, slab)
         status = self.kernels.quantize_segments(
-            float32_weights(self._tensor, slab),
+            weights,
+            weights.view(np.int32),
             self._columns,
             args.group_size or self._columns,
             args.num_bits,

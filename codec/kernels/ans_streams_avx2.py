@@ -77,7 +77,8 @@ def decode(
     states, pads = _states(), _pads()
     # Of each stream in the group: addresses of its next word, where that is too late for another batch, of the end of
     # its words, of its output; and how far its copied end is from the payload's.
-    position, limit, stop, target, shift = np.zeros((5, GROUP), np.uint64)
+    position, limit, stop = np.empty(GROUP, np.uint64), np.empty(GROUP, np.uint64), np.empty(GROUP, np.uint64)
+    target, shift = np.empty(GROUP, np.uint64), np.empty(GROUP, np.uint64)
     end = data + U(payload.size)
     for first in range(0, streams, GROUP):
         count = min(GROUP, streams - first)

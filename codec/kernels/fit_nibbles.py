@@ -33,15 +33,15 @@ def fit_nibbles(
     table for all.
     """
     chunks = varied.size
-    shared, pooled, costs = np.zeros(16, np.int64), np.zeros(256, np.int64), np.zeros((2, chunks), np.int64)
+    shared, pooled, costs = np.zeros(16, np.int64), np.zeros(256, np.int64), np.zeros(2 * chunks, np.int64)
     size = 0
     for i in range(chunks):
         if varied[i]:
             normalize(counts[i], steps, frequencies[i])
-            costs[0, i] = _cost(counts[i], units, frequencies[i]) + prices[0]
+            costs[i] = _cost(counts[i], units, frequencies[i]) + prices[0]
             # A table of what a sample happens to hold seems to save half a nat for each of its bytes and each value.
             for s in range(16):
-                costs[0, i] += prices[2] * (varied[i] - 1) if counts[i, s] > 0 else 0
+                costs[i] += prices[2] * (varied[i] - 1) if counts[i, s] > 0 else 0
             size += bounds[i + 1] - bounds[i]
             for s in range(16):
                 shared[s] += counts[i, s]
@@ -52,12 +52,12 @@ def fit_nibbles(
     normalize(shared, steps, frequencies[chunks])
     own, mixed, alone = 0.0, float(prices[0]), 0.0
     for i in range(chunks):
-        costs[1, i] = _cost(counts[i], units, frequencies[chunks]) if varied[i] else 0
-        own += costs[0, i]
-        alone += costs[1, i]
-        mixed += min(costs[0, i], costs[1, i])
+        costs[chunks + i] = _cost(counts[i], units, frequencies[chunks]) if varied[i] else 0
+        own += costs[i]
+        alone += costs[chunks + i]
+        mixed += min(costs[i], costs[chunks + i])
     for i in range(chunks):
-        if varied[i] and mixed < own and costs[1, i] <= costs[0, i]:
+        if varied[i] and mixed < own and costs[chunks + i] <= costs[i]:
             for s in range(16):
                 frequencies[i, s] = frequencies[chunks, s]
     by_nibbles, by_bytes = _sampled(pooled, size, units, logs, prices[2], frequencies[chunks])

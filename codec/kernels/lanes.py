@@ -31,7 +31,9 @@ def encode_lanes(
     nibbles = frequencies.size == 16
     starts = starts_of(frequencies)
     bits, shift = U(precision), U(32 - precision)
-    states = np.full(MOST, U(1 if lanes == 1 else LOW))
+    states = np.empty(MOST, np.uint64)
+    for lane in range(MOST):
+        states[lane] = U(1 if lanes == 1 else LOW)
     at = out.size
     for i in range(packed.size * (2 if nibbles else 1) - 1, -1, -1):
         symbol = I(packed[i >> 1]) >> (4 * (i & 1)) & 15 if nibbles else I(packed[i])
@@ -70,7 +72,9 @@ def decode_lanes(
     if rest < 0:
         return HEADER_TRUNCATED
     first = rest if rest <= 4 else 4 - (rest & 1)
-    states = np.zeros(MOST, np.uint64)
+    states = np.empty(MOST, np.uint64)
+    for lane in range(MOST):
+        states[lane] = U(0)
     for k in range(first):
         states[0] |= U(payload[k]) << U(8 * k)
     at = I(first)
@@ -160,7 +164,8 @@ def spans_of(frequencies: NDArray[np.uint16]) -> NDArray[np.uint64]:
 
 @inlined
 def starts_of(frequencies: NDArray[np.uint16]) -> NDArray[np.uint16]:
-    starts = np.zeros(frequencies.size, np.uint16)
+    starts = np.empty(frequencies.size, np.uint16)
+    starts[0] = 0
     for s in range(frequencies.size - 1):
         starts[s + 1] = starts[s] + frequencies[s]
     return starts
@@ -169,7 +174,9 @@ def starts_of(frequencies: NDArray[np.uint16]) -> NDArray[np.uint16]:
 @inlined
 def symbols_of(frequencies: NDArray[np.uint16], precision: int) -> NDArray[np.uint8]:
     """By slot its symbol."""
-    symbols = np.zeros(1 << precision, np.uint8)
+    symbols = np.empty(1 << precision, np.uint8)
+    for slot in range(symbols.size):
+        symbols[slot] = 0
     slot = 0
     for s in range(frequencies.size):
         for _ in range(frequencies[s]):
