@@ -141,14 +141,24 @@ def memory(folder: Path) -> dict[str, dict[str, float]]:
     return figures
 
 
+PEAK = """
+import re, resource, sys
+from pathlib import Path
+from qzc.cli.main import run
+code, status = run(sys.argv[1:]), Path("/proc/self/status")
+# On Linux ru_maxrss begins with what the process that started this one had.
+own = re.search(r"VmHWM:\\s*(\\d+) kB", status.read_text()) if status.exists() else None
+unit = 1 if sys.platform == "darwin" else 1024
+print(1024 * int(own[1]) if own else unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+sys.exit(code)
+"""
+
+
 def peak_of(arguments: list[str]) -> tuple[float, float]:
     """(bytes, seconds) of a `qzc` command in a fresh process."""
-    script = "import resource, sys; from qzc.cli.main import run; code = run(sys.argv[1:]); "
-    script += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
     began = time.perf_counter()
-    result = subprocess.run([sys.executable, "-c", script, *arguments], check=True, capture_output=True, text=True)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return float(result.stdout.split()[-1]) * unit, time.perf_counter() - began
+    result = subprocess.run([sys.executable, "-c", PEAK, *arguments], check=True, capture_output=True, text=True)
+    return float(result.stdout.split()[-1]), time.perf_counter() - began
 
 
 def write_statistics(path: Path, model: Path) -> None:
