@@ -5,7 +5,8 @@
 The FP32 tensors of the model, as they are and cast, are coded by qzc tensor by tensor (choosing how to split them included,
 writing a file not), and by the others as one buffer, which is how they do best. Decoding is into memory of its own, checksums
 included for qzc; one thread each. New pages cost as much as decoding, and glibc's rules for giving memory back depend on what ran before:
-`--memory fresh` makes every large array new, as when a model is loaded once; with `kept` the process keeps all it ever had. All results are compared before anything is timed. `pip install 'qzc[bench]'` brings the rivals.
+`--memory fresh` makes every large array new, as when a model is loaded once; with `kept` the process keeps all it ever had;
+`system` leaves it to glibc. All results are compared before anything is timed. `pip install 'qzc[bench]'` brings the rivals.
 """
 
 from __future__ import annotations
@@ -48,9 +49,10 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--seconds", type=float, default=120, help="for timing")
-    parser.add_argument("--memory", choices=("fresh", "kept"), default="fresh")
+    parser.add_argument("--memory", choices=("fresh", "kept", "system"), default="fresh")
     options = parser.parse_args()
-    set_memory(options.memory == "kept")
+    if options.memory != "system":
+        set_memory(options.memory == "kept")
     with SafetensorsFile(options.model) as file:
         weights = {name: file.array(name).copy() for name in file.keys() if file.info(name).dtype == "F32"}
     jobs: dict[tuple[str, str, str], tuple[Callable[[], object], ...]] = {}
