@@ -67,20 +67,17 @@ class CodedFile:
         return numbers
 
     @cached_property
-    def sources(self) -> tuple[list[int], list[int]]:
-        """Of each chunk: where its bytes begin and end in the file."""
-        return self.index.offsets.tolist(), (self.index.offsets + self.index.rows["nbytes"]).tolist()
-
-    @cached_property
     def to_compare(self) -> NDArray[np.uint64]:
         """Of each chunk the address of its bytes, their number and their checksum, uint64 `[chunks, 3]`."""
         columns = [self.index.offsets + self.data.ctypes.data, self.index.rows["nbytes"], self.index.rows["checksum"]]
         return np.stack([column.astype(np.uint64) for column in columns], 1)
 
     @cached_property
-    def lists(self) -> tuple[list[int], list[int], list[int]]:
-        """Of each chunk: its coder, the position of its first code in its plane, and the size of its packed buffer."""
-        return self.index.rows["coder"].tolist(), self.index.starts.tolist(), self.index.sizes.tolist()
+    def chunk_table(self) -> NDArray[np.int64]:
+        """Of each chunk what `kernels.pieces` has to know, int64 `[chunks, 5]`."""
+        rows, begins = self.index.rows, self.index.offsets + self.data.ctypes.data
+        columns = rows["coder"], self.index.starts, self.index.sizes, begins, begins + rows["nbytes"]
+        return np.stack([column.astype(np.int64) for column in columns], 1)
 
 
 # For codes of 0 .. 8 bits the bits of a packed byte that none of them may have set.
@@ -253,10 +250,11 @@ def run_tasks(work: Sequence[Tasks], run: RunMap = map) -> None:
 
 
 def _check_stored(file: CodedFile, chunks: tuple[int, ...], run: RunMap) -> None:
-    view, (begins, ends), checksums = file.data.data, file.sources, file.index.rows["checksum"]
+    view, offsets, rows = file.data.data, file.index.offsets, file.index.rows
 
     def differs(chunk: int) -> bool:
-        return xxh3_64_intdigest(view[begins[chunk] : ends[chunk]]) != int(checksums[chunk])
+        start = int(offsets[chunk])
+        return xxh3_64_intdigest(view[start : start + int(rows["nbytes"][chunk])]) != int(rows["checksum"][chunk])
 
     for chunk, wrong in zip(chunks, run(differs, chunks), strict=True):
         if wrong:

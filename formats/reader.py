@@ -76,16 +76,16 @@ class Reader:
         self._parts = CodedTensors(self._file, base)
         self.path, self.file_size, self.profile = self._file.path, self._file.file_size, self._file.profile
         self._members, self._data_start = self._file.members, self._file.data_start
+        self._uncoded = {name for name in self._members if not is_reserved(name)}
 
     # ------------------------------------------------------------------------------------------ what there is
     def keys(self) -> list[str]:
         """Names of all tensors, second names included, sorted."""
-        uncoded = (name for name in self._members if self.is_uncoded(name))
-        return sorted((*uncoded, *self.profile.coded, *self.profile.ties))
+        return sorted((*self._uncoded, *self.profile.coded, *self.profile.ties))
 
     def is_uncoded(self, name: str) -> bool:
         """Whether a tensor is stored under this name, as it is. False for the members that belong to the format."""
-        return name in self._members and not is_reserved(name)
+        return name in self._uncoded
 
     def info(self, name: str) -> TensorInfo:
         """From the header alone. Raises InvalidArgumentError for an unknown name."""
@@ -151,7 +151,7 @@ class Reader:
             return data if dtype is None else data.view(dtype).reshape(shape)
 
         if target not in self.profile.coded:
-            data = self.raw(target)
+            data = np.frombuffer(self._file.checked(target), np.uint8)
             return Decoding((), list, lambda: view(data if span is None else data[span[0] : span[1]]))
         decoding = bytes_decoding(self._parts.coded_bytes(target), span)
         return Decoding(decoding.parts, decoding.jobs, lambda: view(decoding.finish()), decoding.joined)
