@@ -23,7 +23,7 @@ from .model import log_units
 from .palette import MAX_VALUES, find_palette, index_width, indices
 from .records import BYTES, Records, split
 
-SAMPLE_NBYTES = 1 << 17
+SAMPLE_NBYTES = 1 << 16
 PIECES = 8  # of a sample, evenly spaced
 ENTRY_NBYTES = 128  # of a coded tensor: what its description is longer than that of one stored as it is
 MIN_NBYTES = 1 << 9  # smaller tensors are not looked at: what they could save the header takes

@@ -151,10 +151,12 @@ def encode_run(
             if len(chunks) == 1 and 2 * len(chunks[0].payload) < packed.size < SHORT_BYTES // 2:
                 chunks = _shorter(SHORT16, chunks[0], source, nibble_counts(source), storage_bits, EXTRA, room, verify)
             return chunks
-    counts = run_counts(source, bounds, run)
-    rows = likely_rows(counts, extra) if coder is ANS256 else None
-    tables: list[Table | None] = []
+    rows, tables = None, list[Table | None]()
+    if coder is ANS256:
+        counts = run_counts(source, bounds, run, about=True)
+        rows = likely_rows(counts, extra)
     if rows is None:
+        counts = run_counts(source, bounds, run)
         coder, tables = choose_tables(coder, list(counts), run, extra)
 
     def encode(index: int) -> EncodedChunk:

@@ -11,20 +11,63 @@ from numpy.typing import NDArray
 from . import ans_portable
 from .ans_header import I, U
 from .batch import bytes_at, copy_bytes
-from .bits import count_bytes
+from .bits import BLOCK, block_of_sample, count_bytes
 from .escape16 import ESCAPE, HEADER, fit, to_nibbles
 from .jit import inlined, kernel
 from .nibble_run import place
 from .xxh3 import xxh3_at
 
 
+SAMPLED = 1 << 17  # bytes of a chunk from which on one block in 2 to the power of _SHIFT is enough
+_SHIFT = 2
+
+
 @kernel
 def count(
-    packed: NDArray[np.uint8], bounds: NDArray[np.int64], counts: NDArray[np.int64], memory: NDArray[np.uint8]
+    packed: NDArray[np.uint8],
+    bounds: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    memory: NDArray[np.uint8],
+    about: bool,
 ) -> None:
-    """Add the number of each byte to `counts` ([chunks, 256]). memory: 1.5 times the largest chunk, and a byte."""
+    """Fill `counts` ([chunks, 256], zeros before) with the number of each byte; if just `about`, from a sample of large chunks.
+
+    memory: twice the largest chunk.
+    """
     for i in range(bounds.size - 1):
-        count_bytes(packed[bounds[i] : bounds[i + 1]], counts[i])
+        buffer = packed[bounds[i] : bounds[i + 1]]
+        if about and buffer.size >= SAMPLED:
+            count_bytes(take_sample(buffer, memory), counts[i])
+            if stands_for_all(counts[i]):
+                continue
+        count_bytes(buffer, counts[i])
+
+
+@inlined
+def take_sample(buffer: NDArray[np.uint8], memory: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Copy some blocks to the beginning of `memory`; returns these."""
+    blocks = buffer.size // BLOCK >> _SHIFT
+    for i in range(blocks):
+        start = block_of_sample(i, _SHIFT) * BLOCK
+        copy_bytes(U(memory.ctypes.data) + U(i * BLOCK), U(buffer.ctypes.data) + U(start), U(BLOCK))
+    return memory[: blocks * BLOCK]
+
+
+@inlined
+def stands_for_all(counts: NDArray[np.int64]) -> bool:
+    """Make a sample's counts those of the whole chunk, or zeros if that might not do.
+
+    A table must have the escape, for there may be bytes that the sample lacks: it has if there are more than 15 values.
+    And what is worth a few bits only is counted, for the same waste is a larger share there.
+    """
+    most, total, values = 0, 0, 0
+    for byte in range(256):
+        most, total = max(most, counts[byte]), total + counts[byte]
+        values += counts[byte] > 0
+    enough = values > ESCAPE and 2 * most <= total
+    for byte in range(256):
+        counts[byte] = counts[byte] << _SHIFT if enough else 0
+    return enough
 
 
 @inlined
