@@ -26,7 +26,7 @@ PIECE_NBYTES = 1 << 22
 _ALONE = 16  # times as many for one thread: between calls it can be interrupted
 _LAST = 6  # A piece is at most a part of this number of what is left, so that threads end at about the same time.
 
-OUT, _XXH3, AHEAD = (TASK.names.index(name) if TASK.names else 0 for name in ("out", "xxh3", "ahead"))
+_SIZE, OUT, _XXH3, AHEAD = (TASK.names.index(name) if TASK.names else 0 for name in ("size", "out", "xxh3", "ahead"))
 
 
 class CodedFile:
@@ -266,8 +266,11 @@ def _run(work: Tasks, run: RunMap) -> None:
     from .kernels.xxh3 import xxh3_address
 
     kernels, coders = batch_kernels(), work.file.index.rows["coder"][work.chunks]
-    order = np.argsort(coders, kind="stable")  # chunks of one coder side by side
-    batch = work.tasks[order]
+    if coders.tobytes().count(coders[0]) == len(coders):
+        order, batch = None, work.tasks.copy()
+    else:
+        order = np.argsort(coders, kind="stable")  # chunks of one coder side by side
+        coders, batch = coders[order], work.tasks[order]
     batch[:, _XXH3] = xxh3_address() if work.file.verify else 0
     tasks, status = batch.view(TASK).reshape(-1), np.zeros(len(batch), np.int64)
 
@@ -275,13 +278,13 @@ def _run(work: Tasks, run: RunMap) -> None:
         coder, start, stop = piece
         kernels[coder](tasks[start:stop], status[start:stop])
 
-    for _ in run(decode, _pieces(coders[order].tolist(), tasks["size"].tolist(), run)):
+    for _ in run(decode, _pieces(coders.tolist(), batch[:, _SIZE].tolist(), run)):
         pass
-    if status.any():
-        in_order = np.empty_like(status)
-        in_order[order] = status
-        first = int(np.flatnonzero(in_order != OK)[0])
-        raise chunk_error(work.file, int(work.chunks[first]), int(in_order[first]))
+    if np.count_nonzero(status):
+        if order is not None:
+            status[order] = status.copy()
+        first = int(np.flatnonzero(status != OK)[0])
+        raise chunk_error(work.file, int(work.chunks[first]), int(status[first]))
 
 
 def _pieces(coders: list[int], sizes: list[int], run: RunMap) -> list[tuple[int, int, int]]:

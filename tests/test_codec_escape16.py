@@ -12,15 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from qzc.codec import escape_run as runs
 from qzc.codec.buffers import read_only
-from qzc.codec.chunks import decode_chunk
+from qzc.codec.chunks import decode_chunk, encode_run
 from qzc.codec.coder import CODERS
 from qzc.codec.errors import CorruptionError, InvalidArgumentError
 from qzc.codec.escape16 import ESCAPE16
 from qzc.codec.escape_run import escape_tables, memory_bound, run_counts
 from qzc.codec.escape_table import EscapeTable, parse_tables
 from qzc.codec.histogram import byte_counts
-from qzc.codec.kernels import batch, escape16
+from qzc.codec.kernels import batch, escape16, select
+from qzc.codec.kernels.bits import BLOCK, block_of_sample
+from qzc.codec.kernels.escape_run import SAMPLED
 from qzc.codec.kernels.select import ans_kernels, batch_kernels, to_nibbles, vector_kernels
 from qzc.codec.kernels.status import OK
 from qzc.codec.kernels.xxh3 import xxh3_address
@@ -37,7 +40,7 @@ EXPONENTS = np.exp(-np.abs(np.arange(-20, 20)) / 2)  # 40 values, of which 15 ma
 @pytest.fixture(params=["auto", "portable"])
 def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
     """Everything that asks for it holds for the kernels of this machine and for the portable ones."""
-    caches = (ans_kernels, batch_kernels, to_nibbles)
+    caches = (ans_kernels, batch_kernels, to_nibbles, select.escape_run, runs._kernels)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QZC_KERNELS", request.param)
         for cache in caches:
@@ -394,6 +397,38 @@ def test_counts_of_few_and_of_many_values(size: int, kernels: str) -> None:
         bounds = np.array([0, size // 3, size] if size > 2 else [0, size])
         expected = [np.bincount(data[a:b], minlength=256).tolist() for a, b in pairwise(bounds.tolist())]
         assert run_counts(read_only(data), bounds, map).tolist() == expected
+
+
+@pytest.mark.parametrize("size", [SAMPLED, 200_001, 500_000])
+def test_counts_from_a_sample_make_tables_that_are_as_good(size: int, kernels: str) -> None:
+    data, bounds = read_only(exponents(np.random.default_rng(size), size)), np.array([0, 999, size])
+    exact, about = (run_counts(data, np.array([0, size]), map, about)[0] for about in (False, True))
+    assert exact.sum() == size and not np.array_equal(exact, about) and about.sum() == size // BLOCK // 4 * 4 * BLOCK
+    assert np.array_equal(run_counts(data, bounds, map, True)[0], run_counts(data, bounds, map)[0])  # small: exact
+    cost, rows = escape_tables(exact[None])
+    loss = EscapeTable.from_bytes(escape_tables(about[None])[1][0].astype(np.uint8).tobytes()).cost_bits(exact)
+    assert cost <= loss + 8 * rows.shape[1] < cost * 1.0005
+
+
+@pytest.mark.parametrize("values", [1, 2, 15, 30])
+def test_a_sample_does_not_hide_what_a_chunk_holds(values: int, kernels: str) -> None:
+    """Rare bytes where no sample looks, among one value, a few, as many as have symbols, and more."""
+    size, rng = 3 * SAMPLED, np.random.default_rng(values)
+    data = (
+        rng.integers(0, values, size).astype(np.uint8)
+        if values < 30
+        else rng.geometric(0.4, size).clip(1, 30).astype(np.uint8)
+    )
+    taken = {block_of_sample.py_func(i, 2) for i in range(size // BLOCK // 4)}
+    hidden = [block for block in range(size // BLOCK) if block not in taken]
+    data[np.array(hidden[::9]) * BLOCK + 5] = 200
+    counts = run_counts(read_only(data), np.array([0, size]), map, about=True)[0]
+    assert (counts[200] > 0) == (values < 30)
+    chunks = encode_run(data, size, 8, "ans", size, verify=True, extra=0.05)
+    out = np.empty(size, np.uint8)
+    decode_chunk(chunks[0].coder, chunks[0].streams, chunks[0].checksum, chunks[0].payload, chunks[0].table, out)
+    assert len(chunks) == 1 and np.array_equal(out, data)
+    assert (chunks[0].coder == ESCAPE16.id and escape_tables(counts[None])[1][0, 15] > 0) or values < 30
 
 
 @pytest.mark.parametrize("seed", range(4))

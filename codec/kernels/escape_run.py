@@ -17,7 +17,6 @@ from .jit import inlined, kernel
 from .nibble_run import place
 from .xxh3 import xxh3_at
 
-
 SAMPLED = 1 << 17  # bytes of a chunk from which on one block in 2 to the power of _SHIFT is enough
 _SHIFT = 2
 
