@@ -18,7 +18,7 @@ from .coder import CODERS, Coder, Table, coder_for
 from .constant import CONSTANT
 from .errors import CorruptionError, InvalidArgumentError, UnsupportedError, VerificationError
 from .escape16 import ESCAPE16
-from .escape_run import escape_encoder, run_counts
+from .escape_run import about_counts, escape_encoder, run_counts
 from .histogram import byte_counts, nibble_counts
 from .model import FrequencyTable
 from .nibbles import ChunkEncoder, encode_chunks, nibble_encoder, nibble_tables
@@ -151,12 +151,10 @@ def encode_run(
             if len(chunks) == 1 and 2 * len(chunks[0].payload) < packed.size < SHORT_BYTES // 2:
                 chunks = _shorter(SHORT16, chunks[0], source, nibble_counts(source), storage_bits, EXTRA, room, verify)
             return chunks
-    rows, tables = None, list[Table | None]()
-    if coder is ANS256:
-        counts = run_counts(source, bounds, run, about=True)
-        rows = likely_rows(counts, extra)
+    counts, exact = about_counts(source, bounds, run) if coder is ANS256 else (run_counts(source, bounds, run), True)
+    rows, tables = likely_rows(counts, extra) if coder is ANS256 else None, list[Table | None]()
     if rows is None:
-        counts = run_counts(source, bounds, run)
+        counts = counts if exact else run_counts(source, bounds, run)
         coder, tables = choose_tables(coder, list(counts), run, extra)
 
     def encode(index: int) -> EncodedChunk:

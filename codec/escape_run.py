@@ -18,20 +18,32 @@ from .run_map import RunMap
 from .scratch import scratch
 
 
-def run_counts(
-    packed: NDArray[np.uint8], bounds: NDArray[np.int64], run: RunMap, about: bool = False
-) -> NDArray[np.int64]:
+def run_counts(packed: NDArray[np.uint8], bounds: NDArray[np.int64], run: RunMap) -> NDArray[np.int64]:
     """Number of each byte value in the chunks of a run: int64 `[chunks, 256]`. Where few occur they are counted in registers.
 
-    packed: read-only; chunk i is its bytes `bounds[i] .. bounds[i + 1] - 1`, at least one. about: those of large chunks are
-    estimated from a sample: good enough for `escape_tables`, which costs some 0.01 %, for no other coder.
+    packed: read-only; chunk i is its bytes `bounds[i] .. bounds[i + 1] - 1`, at least one.
     """
+    return _counts(packed, bounds, run, np.zeros(bounds.size - 1, np.uint8))
+
+
+def about_counts(packed: NDArray[np.uint8], bounds: NDArray[np.int64], run: RunMap) -> tuple[NDArray[np.int64], bool]:
+    """The same, and whether that is all; large chunks may be estimated from a sample.
+
+    Good enough for `escape_tables`: such counts cost it some 0.01 %. A table of another coder may lack a byte.
+    """
+    estimated = np.ones(bounds.size - 1, np.uint8)
+    return _counts(packed, bounds, run, estimated), not np.count_nonzero(estimated)
+
+
+def _counts(
+    packed: NDArray[np.uint8], bounds: NDArray[np.int64], run: RunMap, estimated: NDArray[np.uint8]
+) -> NDArray[np.int64]:
     counts = np.zeros((bounds.size - 1, 256), np.int64)
     largest = max(b - a for a, b in pairwise(bounds.tolist()))
 
     def count(piece: Piece) -> None:
         a, b = piece
-        _kernels().count(packed, bounds[a : b + 1], counts[a:b], scratch(2 * largest), about)
+        _kernels().count(packed, bounds[a : b + 1], counts[a:b], scratch(2 * largest), estimated[a:b])
 
     for _ in run(count, pieces_of(bounds, run)):
         pass

@@ -4,6 +4,7 @@ import os
 import struct
 from collections.abc import Callable, Iterator
 from itertools import combinations, pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from qzc.codec.chunks import decode_chunk, encode_run
 from qzc.codec.coder import CODERS
 from qzc.codec.errors import CorruptionError, InvalidArgumentError
 from qzc.codec.escape16 import ESCAPE16
-from qzc.codec.escape_run import escape_tables, memory_bound, run_counts
+from qzc.codec.escape_run import about_counts, escape_tables, memory_bound, run_counts
 from qzc.codec.escape_table import EscapeTable, parse_tables
 from qzc.codec.histogram import byte_counts
 from qzc.codec.kernels import batch, escape16, select
@@ -402,12 +403,23 @@ def test_counts_of_few_and_of_many_values(size: int, kernels: str) -> None:
 @pytest.mark.parametrize("size", [SAMPLED, 200_001, 500_000])
 def test_counts_from_a_sample_make_tables_that_are_as_good(size: int, kernels: str) -> None:
     data, bounds = read_only(exponents(np.random.default_rng(size), size)), np.array([0, 999, size])
-    exact, about = (run_counts(data, np.array([0, size]), map, about)[0] for about in (False, True))
+    exact = run_counts(data, np.array([0, size]), map)[0]
+    (about,), all_of_them = about_counts(data, np.array([0, size]), map)
     assert exact.sum() == size and not np.array_equal(exact, about) and about.sum() == size // BLOCK // 4 * 4 * BLOCK
-    assert np.array_equal(run_counts(data, bounds, map, True)[0], run_counts(data, bounds, map)[0])  # small: exact
+    assert not all_of_them
+    assert np.array_equal(about_counts(data, bounds, map)[0][0], run_counts(data, bounds, map)[0])  # a small one
     cost, rows = escape_tables(exact[None])
     loss = EscapeTable.from_bytes(escape_tables(about[None])[1][0].astype(np.uint8).tobytes()).cost_bits(exact)
     assert cost <= loss + 8 * rows.shape[1] < cost * 1.0005
+
+
+def test_what_cannot_be_told_from_noise_is_noise(kernels: str) -> None:
+    data = read_only(np.random.default_rng(1).integers(0, 256, 2 * SAMPLED, np.uint8))
+    (counts,), exact = about_counts(data, np.array([0, data.size]), map)
+    assert not exact and counts.tolist() == [data.size // 256] * 256
+    few = read_only((data & 127).astype(np.uint8))  # as even, but no noise
+    (counts,), exact = about_counts(few, np.array([0, data.size]), map)
+    assert exact and np.array_equal(counts, np.bincount(few, minlength=256))
 
 
 @pytest.mark.parametrize("values", [1, 2, 15, 30])
@@ -419,11 +431,12 @@ def test_a_sample_does_not_hide_what_a_chunk_holds(values: int, kernels: str) ->
         if values < 30
         else rng.geometric(0.4, size).clip(1, 30).astype(np.uint8)
     )
-    taken = {block_of_sample.py_func(i, 2) for i in range(size // BLOCK // 4)}
+    place: Any = block_of_sample
+    taken = {place.py_func(i, 2) for i in range(size // BLOCK // 4)}
     hidden = [block for block in range(size // BLOCK) if block not in taken]
     data[np.array(hidden[::9]) * BLOCK + 5] = 200
-    counts = run_counts(read_only(data), np.array([0, size]), map, about=True)[0]
-    assert (counts[200] > 0) == (values < 30)
+    (counts,), exact = about_counts(read_only(data), np.array([0, size]), map)
+    assert (counts[200] > 0) == exact == (values < 30)
     chunks = encode_run(data, size, 8, "ans", size, verify=True, extra=0.05)
     out = np.empty(size, np.uint8)
     decode_chunk(chunks[0].coder, chunks[0].streams, chunks[0].checksum, chunks[0].payload, chunks[0].table, out)

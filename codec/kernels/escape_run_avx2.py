@@ -10,7 +10,7 @@ from .ans_header import U
 from .bits import count_bytes, sample_bytes
 from .escape16 import ESCAPE, HEADER
 from .escape16_avx2 import to_nibbles
-from .escape_run import SAMPLED, has_table, join, likely_bytes, parts, stands_for_all, take_sample
+from .escape_run import has_table, join, likely_bytes, parts, stands_for_all, take_sample
 from .jit import inlined, kernel
 from .nibbles_avx2 import count_nibbles
 from .xxh3 import xxh3_at
@@ -26,16 +26,16 @@ def count(
     bounds: NDArray[np.int64],
     counts: NDArray[np.int64],
     memory: NDArray[np.uint8],
-    about: bool,
+    estimated: NDArray[np.uint8],
 ) -> None:
     for i in range(bounds.size - 1):
         buffer = packed[bounds[i] : bounds[i + 1]]
-        if about and buffer.size >= SAMPLED:
+        if estimated[i]:
             sample = take_sample(buffer, memory)
             _count(sample, counts[i], memory[sample.size :])
-            if stands_for_all(counts[i]):
-                continue
-        _count(buffer, counts[i], memory)
+            estimated[i] = stands_for_all(counts[i], sample.size)
+        if not estimated[i]:
+            _count(buffer, counts[i], memory)
 
 
 @inlined

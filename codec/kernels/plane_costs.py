@@ -24,6 +24,7 @@ STATE_NBYTES, TAIL_NBYTES = 116, 64  # of each stream: its header, and how many 
 ESCAPE_TABLE, NIBBLE_TABLE, BYTE_TABLE = 32, 16, 384  # bytes
 COARSE = 0.0045  # what probabilities of 8 bits cost where the likely bytes become nibbles, as a share
 LEAST = 0.002  # share of a plane that coding must gain beyond its price
+CUT = 0.002  # bytes for each byte of a lane that cutting it in two must save beyond that: two planes are more work
 # Few symbols look less even than they are: by half a nat for each value that occurs (Miller and Madow).
 EVENER = 756351  # round(0.7213 * UNITS)
 
@@ -230,7 +231,7 @@ def _cut_lane(
         else:
             plane_cost(parts, codes, _width(low), sampled, chunk_codes, small_codes, logs, tried[0])
             plane_cost(others, codes, _width(8 - low), sampled, chunk_codes, small_codes, logs, tried[1])
-        if tried[0, PRICE] + tried[1, PRICE] < best:
+        if tried[0, PRICE] + tried[1, PRICE] + (CUT * codes if low < 8 else 0.0) < best:
             found, best = low, tried[0, PRICE] + tried[1, PRICE]
             for i in range(2):
                 for k in range(3):
