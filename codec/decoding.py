@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +27,7 @@ from .scaled_palette import SCALES
 from .tensor import QuantizationArgs, QuantizedTensor, matrix_shape, packed_nbytes
 
 
-@dataclass(frozen=True)
-class CodedGrid:
+class CodedGrid(NamedTuple):
     """A quantized tensor in a file. first: the number of its first plane. scale: how its scales are split."""
 
     file: CodedFile
@@ -46,8 +44,7 @@ class CodedGrid:
         return grid_planes(self.shape, self.args, self.scale, self.row_class, self.column_class)
 
 
-@dataclass(frozen=True)
-class CodedBytes:
+class CodedBytes(NamedTuple):
     """A lossless tensor of `nbytes` bytes in a file. first: the number of its first plane; palette: how many values it has;
     group: how many of its elements, of `dtype`, share a scale that the values are multiplied by (0: there are no scales).
 
@@ -69,8 +66,7 @@ class CodedBytes:
         return byte_planes(self.nbytes, self.records, self.palette, self.group)
 
 
-@dataclass(frozen=True)
-class Decoding:
+class Decoding(NamedTuple):
     """What has to be decoded; the independent calls that are due afterwards; and what there is then.
 
     joined: a tensor that is decoded beside that, without parts and jobs of its own.

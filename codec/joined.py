@@ -7,9 +7,8 @@ the thread uses again and again, those that are not coded stay where they are in
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,8 +30,7 @@ GROUP_NBYTES = 1 << 21  # of elements that are decoded together: what they need 
 Jobs = Callable[[], list[Callable[[], None]]]
 
 
-@dataclass(frozen=True)
-class JoinedTensor:
+class JoinedTensor(NamedTuple):
     """A whole lossless tensor to be decoded into `out` (uint8 `[n]`). first: the number of its first plane.
 
     apart: parts and jobs that do the same plane by plane.
