@@ -20,7 +20,7 @@ from .xxh3 import xxh3_at
 SAMPLED = 1 << 17  # bytes of a chunk from which on one block in 2 to the power of _SHIFT is enough
 _SHIFT = 2
 _PIECES, _PIECE = 8, 256  # bytes that are looked at before
-_FEW, _MANY = 0.25, 0.9  # of these the share of the 15 most frequent values: in noise it is 0.1, for coder 6 nearly 1
+_FEW, _MANY = 0.13, 0.9  # of these the share of the 15 most frequent values: in noise it is 0.1, for coder 6 nearly 1
 _NOISE = 400  # the test statistic of even counts: 255 on average, and more than this once in 10^7
 
 
