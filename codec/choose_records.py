@@ -23,7 +23,7 @@ from .model import log_units
 from .palette import MAX_VALUES, find_palette, index_width, indices
 from .records import BYTES, Records, split
 
-SAMPLE_NBYTES, SAMPLE_LESS = 1 << 17, 1 << 16  # the second of numbers of 1 or 2 bytes: they have fewer lanes
+SAMPLE_NBYTES, SAMPLE_LESS = 1 << 17, 1 << 16  # the second of floats of 1 or 2 bytes: they have fewer lanes
 PIECES = 8  # of a sample, evenly spaced
 ENTRY_NBYTES = 128  # of a coded tensor: what its description is longer than that of one stored as it is
 MIN_NBYTES = 1 << 9  # smaller tensors are not looked at: what they could save the header takes
@@ -88,7 +88,7 @@ def choose(
     data = data.reshape(-1)
     size = FLOATS.get(dtype) or INTEGERS.get(dtype) or 1
     size = size if data.size % size == 0 else 1
-    sample_nbytes = sample_nbytes or (SAMPLE_NBYTES if size > 2 else SAMPLE_LESS)
+    sample_nbytes = sample_nbytes or (SAMPLE_LESS if size <= 2 and dtype in FLOATS else SAMPLE_NBYTES)
     options = [_by_lanes(data, _records(((8, 1),) * size, dtype in FLOATS), sample_nbytes)]
     values = find_palette(data, size, max(1, min(MAX_VALUES if size > 1 else 16, data.size // (4 * size))))
     if values is not None:

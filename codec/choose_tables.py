@@ -85,7 +85,8 @@ def _own_or_shared(coder: Coder, counts: list[NDArray[np.int64]], run: RunMap) -
 
 
 def likely_rows(counts: NDArray[np.int64], extra: float) -> NDArray[np.uint16] | None:
-    """Tables of escape16 for a run of bytes if it is clear, without fitting others, that `choose_tables` would take it.
+    """Tables of escape16 for a run of bytes if it is clear, without fitting others, that `choose_tables` would take it: as far
+    as `counts` tell, for they may be those of a sample.
 
     Rows of chunks that would not shrink have no frequencies, those of chunks whose bytes are all the same nothing but zeros.
     """

@@ -24,7 +24,6 @@ from .task import TASK
 
 PIECE_CODES = 1 << 17  # elements of a piece, at least: what is done for each in Python should not count
 MAX_PIECE_CODES = 1 << 20  # of a chunk: the planes of larger ones would not stay in cache
-_ALIGNMENT = 64
 GROUP_NBYTES = 1 << 21  # of elements that are decoded together: what they need stays in cache
 
 Jobs = Callable[[], list[Callable[[], None]]]
@@ -105,15 +104,15 @@ class _Pieces:
             raise chunk_error(self._file, *min(self._damaged, key=lambda found: (found[0], found[1] != WRONG_CHECKSUM)))
 
     def _do(self, groups: list[list[int]]) -> None:
-        from .kernels.pieces import compare, only_nibbles
+        from .kernels.pieces import ALIGNMENT, compare, only_nibbles
         from .kernels.records import join_words
         from .kernels.select import batch_kernels
         from .kernels.xxh3 import xxh3_address
 
         kernels, fields, rotate = batch_kernels(), kernel_fields(self._records), self._records.rotate
         fused, apart, size = join_escaped(), bool(_apart(self._records)), self._records.nbytes
-        memory, xxh3, verify = scratch(self._room + _ALIGNMENT), xxh3_address(), self._file.verify
-        base = np.uint64(-(-memory.ctypes.data // _ALIGNMENT) * _ALIGNMENT)
+        memory, xxh3, verify = scratch(self._room + ALIGNMENT), xxh3_address(), self._file.verify
+        base = np.uint64(-(-memory.ctypes.data // ALIGNMENT) * ALIGNMENT)
         # Rows of these calls: tasks, joins, chunks to compare, places.
         (a, b), (c, d), (e, f), (g, h) = ((groups[0][2 * k], groups[-1][2 * k + 1]) for k in range(4))
         places = self._places

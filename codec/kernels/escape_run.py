@@ -69,13 +69,14 @@ def stands_for_all(counts: NDArray[np.int64], total: int) -> int:
     """Make the counts of a sample of `total` bytes those of the whole chunk and return 1, or zeros and 0 if that will not do.
 
     A table must have the escape, for there may be bytes that the sample lacks: it has if there are more than 15 values.
-    What is worth a few bits only is counted, for the same waste is a larger share there. What cannot be told from noise is.
+    What is worth a few bits only is counted, for the same waste is a larger share there, and what is too even for coder 6.
+    What cannot be told from noise is taken for noise.
     """
     most, values, squares = 0, 0, 0
     for byte in range(256):
         most, squares = max(most, counts[byte]), squares + counts[byte] * counts[byte]
         values += counts[byte] > 0
-    noise = squares * 256 <= total * (total + _NOISE)
+    noise = 256.0 * squares <= float(total) * (total + _NOISE)
     enough = noise or (values > ESCAPE and 2 * most <= total <= (ESCAPE + 1) * most)
     for byte in range(256):
         counts[byte] = (total >> 8 if noise else counts[byte]) << _SHIFT if enough else 0

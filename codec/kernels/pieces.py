@@ -55,14 +55,14 @@ def cut_pieces(
 
     and how many bytes of memory a group needs.
     """
-    most, pieces = 0, 0
+    number, pieces = 0, 0  # of chunks, and of pieces at most
     for t in range(len(tensors)):
-        most += tensors[t, 2 + len(fields)] - tensors[t, 2]
+        number += tensors[t, 2 + len(fields)] - tensors[t, 2]
         pieces += tensors[t, 0] // limits[0] + 1
-    pieces += most
-    rows, joins, hashes = np.empty((most, 6), np.int64), np.empty((most, 4), np.int64), np.empty(most, np.int64)
+    pieces += number
+    rows, joins, hashes = np.empty((number, 6), np.int64), np.empty((number, 4), np.int64), np.empty(number, np.int64)
     places, inside = np.empty((pieces, len(fields)), np.int64), np.empty((pieces, len(fields)), np.int64)
-    others, calls = np.empty((pieces, 4), np.int64), np.empty((most, 3), np.int64)
+    others, calls = np.empty((pieces, 4), np.int64), np.empty((number, 3), np.int64)
     groups, refused = np.empty((pieces, 2 * GROUPS), np.int64), np.zeros(len(tensors), np.int64)
     size = 0
     for f in range(len(fields)):
@@ -89,9 +89,7 @@ def cut_pieces(
                 d = _next_cut(chunks, bounds[lead], bounds[lead + 1], c, fields[lead, 1], least)
                 stop = _first_element(chunks, bounds[lead], bounds[lead + 1], d, fields[lead, 1], elements)
             compared, piece = n[HASHES], n[PIECES]
-            fused = (
-                fuses and d - c == 1 and stored[top] == 0 and chunks[bounds[top] + c, _CODER] == _ESCAPE16
-            )  # fmt: skip
+            fused = fuses and d - c == 1 and stored[top] == 0 and chunks[bounds[top] + c, _CODER] == _ESCAPE16
             for f in range(len(fields)):
                 count, width = fields[f, 1], fields[f, 2]
                 if stored[f]:

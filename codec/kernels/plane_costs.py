@@ -231,8 +231,9 @@ def _cut_lane(
         else:
             plane_cost(parts, codes, _width(low), sampled, chunk_codes, small_codes, logs, tried[0])
             plane_cost(others, codes, _width(8 - low), sampled, chunk_codes, small_codes, logs, tried[1])
-        if tried[0, PRICE] + tried[1, PRICE] + (CUT * codes if low < 8 else 0.0) < best:
-            found, best = low, tried[0, PRICE] + tried[1, PRICE]
+        price = tried[0, PRICE] + tried[1, PRICE] + (CUT * codes if low < 8 else 0.0)
+        if price < best:
+            found, best = low, price
             for i in range(2):
                 for k in range(3):
                     costs[i, k] = tried[i, k]
