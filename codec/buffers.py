@@ -18,6 +18,8 @@ def read_only(buffer: Buffer) -> NDArray[np.uint8]:
     """
     array = buffer if isinstance(buffer, np.ndarray) else np.frombuffer(buffer, np.uint8)
     if array.ndim == 1 and array.flags.c_contiguous and array.dtype == np.uint8:
+        if not array.flags.writeable:
+            return array
         view = array.view()
     else:
         view = np.ascontiguousarray(array).reshape(-1).view(np.uint8)

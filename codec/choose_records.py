@@ -85,7 +85,7 @@ def choose(
     raw = Choice(BYTES, ("raw",), None, data.size)
     if data.size < MIN_NBYTES:
         return raw
-    data = data.reshape(-1)
+    data = read_only(data)
     size = FLOATS.get(dtype) or INTEGERS.get(dtype) or 1
     size = size if data.size % size == 0 else 1
     sample_nbytes = sample_nbytes or (SAMPLE_LESS if size <= 2 and dtype in FLOATS else SAMPLE_NBYTES)
@@ -138,7 +138,7 @@ def _by_lanes(data: NDArray[np.uint8], lanes: Records, sample_nbytes: int) -> tu
     size, (places, nbytes) = lanes.nbytes, _starts(data.size, lanes.span, sample_nbytes)
     sampled, codes = nbytes < data.size, data.size // size
     counts = np.zeros((size, len(places), 256), np.int64)
-    count_lanes(read_only(data), size, lanes.rotate, places, counts)
+    count_lanes(data, size, lanes.rotate, places, counts)
     lows, rows = np.empty(size, np.int64), np.empty((size, 2, 3), np.float64)
     cut_lanes(counts, codes, sampled, CHUNK_CODES, SMALL_CODES, log_units(), lows, rows)
     fields: list[_Field] = []

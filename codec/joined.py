@@ -72,7 +72,7 @@ class _Pieces:
         fields = np.array([(b, c, w) for (b, c), w in zip(records.fields, records.widths, strict=True)], np.int64)
         rows = np.empty((len(tensors), len(fields) + 3), np.int64)
         rows[:, 0] = [tensor.out.size // records.nbytes for tensor in tensors]
-        rows[:, 1] = [tensor.out.ctypes.data for tensor in tensors]
+        rows[:, 1] = [tensor.out.__array_interface__["data"][0] for tensor in tensors]
         rows[:, 2:] = file.index.planes[np.array([[t.first] for t in tensors]) + np.arange(len(fields) + 1)]
         limits = np.array([PIECE_CODES, MAX_PIECE_CODES, GROUP_NBYTES])
         fuses = _apart(records) is not None and join_escaped() is not None

@@ -152,7 +152,8 @@ class Reader:
 
         if target not in self.profile.coded:
             data = np.frombuffer(self._file.checked(target), np.uint8)
-            return Decoding((), list, lambda: view(data if span is None else data[span[0] : span[1]]))
+            array = view(data if span is None else data[span[0] : span[1]])
+            return Decoding((), list, lambda: array)
         decoding = bytes_decoding(self._parts.coded_bytes(target), span)
         return Decoding(decoding.parts, decoding.jobs, lambda: view(decoding.finish()), decoding.joined)
 
@@ -297,7 +298,7 @@ class Reader:
 
     # ------------------------------------------------------------------------------------------ parts
     def _stored(self, name: str, *, quantized: bool) -> str:
-        target = self.resolve(name)
+        target = name if name in self._uncoded else self.resolve(name)
         coded = self.profile.coded.get(target)
         if coded is not None and coded.rate and quantized:
             raise InvalidArgumentError(f"{self.path}: tensor {name!r} has an unbounded grid, and so no packed codes")
