@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..codec.kernels.jit import inlined, kernel, spliced
+from ..codec.kernels.jit import inlined, kernel
 
 F = np.float32
 
@@ -270,20 +270,10 @@ def _from_bits(bits: int) -> np.float32:
     return np.int32(bits).view(np.float32)
 
 
-# Inside a kernel the same functions, compiled as part of it.
-_extremes, _absmax_scale, _begin_search, _search_steps, _probe = (
-    spliced(extremes),
-    spliced(absmax_scale),
-    spliced(begin_search),
-    spliced(search_steps),
-    spliced(probe),
-)
-_squared_errors, _learn, _magnitude, _write_codes = (
-    spliced(squared_errors),
-    spliced(learn),
-    spliced(magnitude),
-    spliced(write_codes),
-)
+# Inside a kernel the same functions, compiled as parts of it.
+_extremes, _absmax_scale, _begin_search = inlined(extremes), inlined(absmax_scale), inlined(begin_search)
+_search_steps, _probe, _squared_errors = inlined(search_steps), inlined(probe), inlined(squared_errors)
+_learn, _magnitude, _write_codes = inlined(learn), inlined(magnitude), inlined(write_codes)
 
 
 @kernel

@@ -93,8 +93,9 @@ _callbacks: list[Any] = []
 
 def inlined(function: F) -> F:
     """Compile `function` into its callers: for the steps of a kernel. Python cannot call it."""
+    source = getattr(function, "py_func", function)  # a kernel can be both: called from Python, and part of another one
     options = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, **_compiler("PartCompiler")}
-    return cast(F, numba.njit(nogil=True, error_model="numpy", forceinline=True, **options)(function))
+    return cast(F, numba.njit(nogil=True, error_model="numpy", forceinline=True, **options)(source))
 
 
 def spliced(function: F) -> F:
@@ -102,8 +103,7 @@ def spliced(function: F) -> F:
 
     Nothing is compiled apart, which would be done again for the caller; but each caller is analysed as a whole.
     """
-    source = getattr(function, "py_func", function)  # a kernel can be both: called from Python, and part of another one
-    return cast(F, numba.njit(nogil=True, error_model="numpy", inline="always")(source))
+    return cast(F, numba.njit(nogil=True, error_model="numpy", inline="always")(function))
 
 
 def _compiler(name: str) -> dict[str, Any]:
