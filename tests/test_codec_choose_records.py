@@ -9,8 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from qzc.codec.ans import SMALL_CODES
 from qzc.codec.choose_records import ENTRY_NBYTES, MIN_NBYTES, Choice, choose
-from qzc.codec.chunks import encode_run
+from qzc.codec.chunks import CHUNK_CODES, encode_run
+from qzc.codec.kernels import plane_costs
+from qzc.codec.model import log_units
 from qzc.codec.packing import pack_codes
 from qzc.codec.palette import index_width, indices, restore
 from qzc.codec.records import BYTES, Records, join, split
@@ -195,3 +198,36 @@ def test_the_sample_is_spread_over_the_tensor() -> None:
     real = coded_nbytes(data, sampled)
     assert real < 1.005 * coded_nbytes(data, whole)
     assert abs(sampled.nbytes - real) < 0.02 * real
+
+
+def test_lanes_are_cut_in_two_only_where_it_pays() -> None:
+    """Against all cuts in the middle and whole bytes, priced one by one: a second plane must save CUT more than nothing."""
+    codes, rng, near = 1 << 17, np.random.default_rng(11), 0
+    high, steps = np.exp(-np.arange(16.0)), np.arange(16) / 16
+    for slope in np.linspace(0, 1.2, 25):  # of the low nibbles, which are the less worth coding the evener they are
+        low_nibbles = np.exp(-slope * steps)
+        lane = rng.choice(16, codes, p=high / high.sum()) * 16 + rng.choice(
+            16, codes, p=low_nibbles / low_nibbles.sum()
+        )
+        lane[:2] = 0, 255  # so that every bit changes, and no cut but that in the middle is looked at
+        counts = np.bincount(lane, minlength=256).astype(np.int64).reshape(1, 1, 256)
+        table = counts.reshape(1, 16, 16)
+        prices = {}
+        for low, planes in {
+            0: [(counts[0], codes, 8)],
+            8: [(table.sum(axis=1) + table.sum(axis=2), 2 * codes, 4)],
+            4: [(table.sum(axis=1), codes, 4), (table.sum(axis=2), codes, 4)],
+        }.items():
+            costs = [np.empty(3) for _ in planes]
+            for cost, (some, number, width) in zip(costs, planes, strict=True):
+                plane_costs.plane_cost(some, number, width, False, CHUNK_CODES, SMALL_CODES, log_units(), cost)
+            prices[low] = sum(float(cost[plane_costs.PRICE]) for cost in costs)
+            if low == 0 and not costs[0][plane_costs.CODED]:
+                prices = {0: 0.0}
+                break
+        cut = {low: price + plane_costs.CUT * codes * (low == 4) for low, price in prices.items()}
+        lows, rows = np.empty(1, np.int64), np.empty((1, 2, 3))
+        plane_costs.cut_lanes(counts, codes, False, CHUNK_CODES, SMALL_CODES, log_units(), lows, rows)
+        assert lows[0] == min(cut, key=cut.__getitem__), slope
+        near += min(cut, key=cut.__getitem__) != min(prices, key=prices.__getitem__)
+    assert near  # some would be cut for less

@@ -422,6 +422,17 @@ def test_what_cannot_be_told_from_noise_is_noise(kernels: str) -> None:
     assert exact and np.array_equal(counts, np.bincount(few, minlength=256))
 
 
+@pytest.mark.parametrize("kind", ["even", "one", "waves"])
+def test_what_is_too_even_or_worth_few_bits_is_counted(kind: str, kernels: str) -> None:
+    """Forty values; one of forty nearly always; all values, some half as likely as others: no sample may make a table of those."""
+    rng, size = np.random.default_rng(3), 2 * SAMPLED
+    waves = 1 + np.cos(np.arange(256) / 40) / 2
+    data = rng.integers(0, 40, size) if kind != "waves" else rng.choice(256, size, p=waves / waves.sum())
+    data = read_only(np.where(rng.random(size) < (kind == "one") * 0.9, 7, data).astype(np.uint8))
+    (counts,), exact = about_counts(data, np.array([0, size]), map)
+    assert exact and np.array_equal(counts, np.bincount(data, minlength=256))
+
+
 @pytest.mark.parametrize("values", [1, 2, 15, 30])
 def test_a_sample_does_not_hide_what_a_chunk_holds(values: int, kernels: str) -> None:
     """Rare bytes where no sample looks, among one value, a few, as many as have symbols, and more."""
@@ -437,11 +448,13 @@ def test_a_sample_does_not_hide_what_a_chunk_holds(values: int, kernels: str) ->
     data[np.array(hidden[::9]) * BLOCK + 5] = 200
     (counts,), exact = about_counts(read_only(data), np.array([0, size]), map)
     assert (counts[200] > 0) == exact == (values < 30)
-    chunks = encode_run(data, size, 8, "ans", size, verify=True, extra=0.05)
-    out = np.empty(size, np.uint8)
-    decode_chunk(chunks[0].coder, chunks[0].streams, chunks[0].checksum, chunks[0].payload, chunks[0].table, out)
-    assert len(chunks) == 1 and np.array_equal(out, data)
-    assert (chunks[0].coder == ESCAPE16.id and escape_tables(counts[None])[1][0, 15] > 0) or values < 30
+    for extra in (0.05, 0.0):  # coder 6, and one whose table must hold every byte
+        (chunk,) = encode_run(data, size, 8, "ans", size, verify=True, extra=extra)
+        out = np.empty(size, np.uint8)
+        decode_chunk(chunk.coder, chunk.streams, chunk.checksum, chunk.payload, chunk.table, out)
+        assert np.array_equal(out, data)
+        assert (chunk.coder == ESCAPE16.id) == (extra > 0) or values < 30
+    assert escape_tables(counts[None])[1][0, 15] > 0 or values < 30
 
 
 @pytest.mark.parametrize("seed", range(4))
