@@ -427,8 +427,8 @@ def test_what_is_too_even_or_worth_few_bits_is_counted(kind: str, kernels: str) 
     """Forty values; one of forty nearly always; all values, some half as likely as others: no sample may make a table of those."""
     rng, size = np.random.default_rng(3), 2 * SAMPLED
     waves = 1 + np.cos(np.arange(256) / 40) / 2
-    data = rng.integers(0, 40, size) if kind != "waves" else rng.choice(256, size, p=waves / waves.sum())
-    data = read_only(np.where(rng.random(size) < (kind == "one") * 0.9, 7, data).astype(np.uint8))
+    many = rng.integers(0, 40, size) if kind != "waves" else rng.choice(256, size, p=waves / waves.sum())
+    data = read_only(np.where(rng.random(size) < (kind == "one") * 0.9, 7, many).astype(np.uint8))
     (counts,), exact = about_counts(data, np.array([0, size]), map)
     assert exact and np.array_equal(counts, np.bincount(data, minlength=256))
 
